@@ -12,9 +12,10 @@
 
 use std::hint::black_box;
 
-use keyward_daemon::connection::{Counters, respond};
+use keyward_daemon::connection::{Counters, Terms, respond};
 use keyward_daemon::usage::UsageLog;
 use keyward_engine::global_policy::GlobalPolicy;
+use keyward_engine::snapshot::View;
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
@@ -61,7 +62,7 @@ fn run(batch: usize, limits: &str, kind: RequestKind) {
     let snapshot = fixture.snapshot(KEYS, limits, None);
     let (global_policy, counters) = (GlobalPolicy::default(), Counters::default());
     let verifier = Verifier {
-        snapshot: Some(&snapshot),
+        view: Some(View::of(&snapshot)),
         limiter: &fixture.limiter,
         global_policy: &global_policy,
         now: keys::START,
@@ -99,5 +100,5 @@ fn measured(
     counters: &Counters,
     log: &mut UsageLog,
 ) {
-    black_box(respond(verifier, 0, input, output, counters, log));
+    black_box(respond(verifier, Terms::default(), input, output, counters, log));
 }

@@ -10,18 +10,18 @@
 #![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keyward_engine::global_policy::GlobalPolicy;
-use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
+use keyward_engine::limiter::Limiter;
 use keyward_engine::now::Now;
 use keyward_engine::pepper::{Pepper, Peppers};
 use keyward_engine::record::{KeyRecord, Limit, Origin, Per, Plans, parse_limits};
-use keyward_engine::snapshot::{Snapshot, SnapshotMeta};
+use keyward_engine::snapshot::{Snapshot, SnapshotMeta, View};
 use keyward_engine::verify::Verifier;
-use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
+use keyward_protocol::{CostsBuf, Credential, Debit, Refund, ScopeMode, Scopes, Verify};
 use sha2::{Digest, Sha256};
 
 use support::Seeded;
@@ -34,7 +34,7 @@ mod support;
 const BATCH: usize = 64;
 /// As in `benches/verify.rs`.
 const PREPARED: usize = 1024;
-const BATCH_INTERVAL: u64 = 1_000 * TICKS_PER_NANOSECOND;
+const BATCH_INTERVAL: u64 = 1_000;
 
 /// A policy, and the requests that are measured with it.
 struct Case {
@@ -48,8 +48,14 @@ struct Case {
     configure_request: for<'a> fn(&mut Verify<'a>),
     raw_key: bool,
     pepper: bool,
-    /// Refunds instead of verifying.
-    refund: bool,
+    kind: RequestKind,
+}
+
+#[derive(Clone, Copy)]
+enum RequestKind {
+    Verify,
+    Refund,
+    Debit,
 }
 
 const PLAIN: Case = Case {
@@ -60,12 +66,24 @@ const PLAIN: Case = Case {
     configure_request: |_| (),
     raw_key: false,
     pepper: false,
-    refund: false,
+    kind: RequestKind::Verify,
 };
 
 const SCOPE: Scopes<'static> = Scopes { names: "orders:read", mode: ScopeMode::All };
 
-const CASES: [Case; 14] = [
+const MONTHLY: &str = "1000000000/month";
+const CREDITS: &str = "credits=4000000000";
+const THREE_KINDS: &str =
+    "requests=10000000/s burst 1000000000; monthly=1000000000/month; credits=4000000000";
+
+/// A cost for one of the limits in [`keys::TWO_HIGH_LIMITS`].
+static COSTS: LazyLock<CostsBuf> = LazyLock::new(|| {
+    let mut costs = CostsBuf::new();
+    costs.push("daily", 15).expect("a cost");
+    costs
+});
+
+const CASES: [Case; 20] = [
     PLAIN,
     Case { name: "one limit", limits: keys::HIGH_LIMIT, ..PLAIN },
     Case { name: "two limits", limits: keys::TWO_HIGH_LIMITS, ..PLAIN },
@@ -76,7 +94,23 @@ const CASES: [Case; 14] = [
         plan: || plan(Per::Key, true),
         ..PLAIN
     },
-    Case { name: "refunds, one at a time", limits: keys::HIGH_LIMIT, refund: true, ..PLAIN },
+    Case { name: "calendar window", limits: MONTHLY, ..PLAIN },
+    Case { name: "credits", limits: CREDITS, ..PLAIN },
+    Case { name: "limit, calendar window and credits", limits: THREE_KINDS, ..PLAIN },
+    Case {
+        name: "two limits, one of them with a cost by name",
+        limits: keys::TWO_HIGH_LIMITS,
+        configure_request: |request| request.costs = COSTS.as_costs(),
+        ..PLAIN
+    },
+    Case {
+        name: "two limits, and their balances in the answer",
+        limits: keys::TWO_HIGH_LIMITS,
+        configure_request: |request| request.want_balances = true,
+        ..PLAIN
+    },
+    Case { name: "debits, one at a time", limits: keys::HIGH_LIMIT, kind: RequestKind::Debit, ..PLAIN },
+    Case { name: "refunds, one at a time", limits: keys::HIGH_LIMIT, kind: RequestKind::Refund, ..PLAIN },
     Case { name: "environment", configure_request: |request| request.environment = Some("live"), ..PLAIN },
     Case {
         name: "1 of 1 scope",
@@ -193,7 +227,7 @@ impl Workload {
             let requests: Vec<Verify<'_>> = raw_keys.iter().map(|key| request(case, key)).collect();
             let start = Instant::now();
             for batch in requests.chunks(BATCH) {
-                self.now.ticks += BATCH_INTERVAL;
+                self.now.nanoseconds += BATCH_INTERVAL;
                 self.answer(case, batch);
             }
             total += start.elapsed();
@@ -206,18 +240,28 @@ impl Workload {
     fn answer(&self, case: &Case, batch: &[Verify<'_>]) {
         let Self { snapshot, limiter, now, .. } = self;
         let verifier = Verifier {
-            snapshot: Some(snapshot),
+            view: Some(View::of(snapshot)),
             limiter,
             global_policy: snapshot.global_policy(),
             now: *now,
         };
-        if case.refund {
-            for request in batch {
-                let refund = Refund { request_id: 0, cost: 1, credential: request.credential, limit: None };
-                // The verdict does not matter here, only the time.
-                let _ = black_box(verifier.refund(&refund));
+        // The verdicts do not matter here, only the time.
+        match case.kind {
+            RequestKind::Verify => {}
+            RequestKind::Refund => {
+                for request in batch {
+                    let refund = Refund::new(0, 1, request.credential);
+                    let _ = verifier.refund(&refund, |decision| _ = black_box(decision));
+                }
+                return;
             }
-            return;
+            RequestKind::Debit => {
+                for request in batch {
+                    let debit = Debit::new(0, 1, request.credential);
+                    let _ = verifier.debit(&debit, |decision| _ = black_box(decision));
+                }
+                return;
+            }
         }
         let answered = verifier.verify(batch, |decision| {
             debug_assert!(decision.verdict().is_allowed());

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keyward_daemon::publish::{Publisher, Subscription};
 use keyward_engine::global_policy::GlobalPolicy;
-use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
+use keyward_engine::limiter::Limiter;
 use keyward_engine::now::Now;
 use keyward_engine::snapshot::Snapshot;
 use keyward_engine::verify::{BATCH_SIZE, Verifier};
@@ -47,7 +47,7 @@ const PUBLISH_INTERVAL: Duration = Duration::from_millis(1);
 const PREPARED: usize = 16 * BATCH_SIZE;
 
 /// Time between two batches.
-const BATCH_INTERVAL: u64 = 10_000 * TICKS_PER_NANOSECOND;
+const BATCH_INTERVAL: u64 = 10_000;
 
 const IDLE: &str = "nothing published";
 const PUBLISHING: &str = "published every ms";
@@ -199,9 +199,9 @@ impl Worker<'_> {
                 .collect();
             let start = Instant::now();
             for requests in requests.chunks(BATCH_SIZE) {
-                self.now.ticks += BATCH_INTERVAL;
+                self.now.nanoseconds += BATCH_INTERVAL;
                 let Self { limiter, global_policy, now, subscription, .. } = self;
-                let verifier = Verifier { snapshot: subscription.load(), limiter, global_policy, now: *now };
+                let verifier = Verifier { view: subscription.load(), limiter, global_policy, now: *now };
                 let answered = verifier.verify(requests, |decision| {
                     black_box(decision);
                 });

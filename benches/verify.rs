@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keyward_engine::global_policy::GlobalPolicy;
-use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
+use keyward_engine::limiter::Limiter;
 use keyward_engine::now::Now;
-use keyward_engine::snapshot::Snapshot;
+use keyward_engine::snapshot::{Snapshot, View};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, Verdict, Verify};
 use sha2::{Digest, Sha256};
@@ -47,7 +47,7 @@ const BATCHES: [usize; 3] = [1, 16, 64];
 const PREPARED: usize = 1024;
 
 /// Time between two batches.
-const BATCH_INTERVAL: u64 = 1_000 * TICKS_PER_NANOSECOND;
+const BATCH_INTERVAL: u64 = 1_000;
 
 /// Sizes of key sets, and their names.
 const SIZES: [(u64, &str); 3] = [(1_000, "1 k keys"), (1_000_000, "1 M keys"), (10_000_000, "10 M keys")];
@@ -247,7 +247,7 @@ impl<'s> Driver<'s> {
             let requests = requests(workload, &keys);
             let start = Instant::now();
             for requests in requests.chunks(batch) {
-                self.now.ticks += BATCH_INTERVAL;
+                self.now.nanoseconds += BATCH_INTERVAL;
                 self.verify(workload, requests);
             }
             total += start.elapsed();
@@ -259,7 +259,7 @@ impl<'s> Driver<'s> {
     #[inline]
     fn verify(&mut self, workload: Workload, requests: &[Verify<'_>]) {
         let Self { snapshot, limiter, global_policy, now, frames, .. } = self;
-        let verifier = Verifier { snapshot: Some(snapshot), limiter, global_policy, now: *now };
+        let verifier = Verifier { view: Some(View::of(snapshot)), limiter, global_policy, now: *now };
         let answered = if workload.encoded {
             frames.clear();
             verifier.verify(requests, |decision| decision.encode(frames))
@@ -280,7 +280,7 @@ impl<'s> Driver<'s> {
     fn assert_verdict(&mut self, workload: Workload) {
         let keys = self.draw(workload, PREPARED);
         let verifier = Verifier {
-            snapshot: Some(self.snapshot),
+            view: Some(View::of(self.snapshot)),
             limiter: self.limiter,
             global_policy: &self.global_policy,
             now: self.now,
@@ -293,7 +293,7 @@ impl<'s> Driver<'s> {
     /// Charges every key once.
     fn use_up(&mut self) {
         let verifier = Verifier {
-            snapshot: Some(self.snapshot),
+            view: Some(View::of(self.snapshot)),
             limiter: self.limiter,
             global_policy: &self.global_policy,
             now: self.now,

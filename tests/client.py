@@ -10,12 +10,14 @@ digests and raw keys. VECTORS is protocol/vectors/vectors.json. EXPECTATIONS is 
 import contextlib, hashlib, json, socket, struct, sys
 
 RAW_KEY, SCOPES, ANY_SCOPE, IP, ORIGIN, ENVIRONMENT, METADATA = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40
-LIMIT, SHADOW = 0x02, 0x80
+COSTS, SHADOW, BALANCES = 0x80, 0x80, 0x100
 VERDICTS = """ALLOWED NOT_READY STALE_SNAPSHOT MALFORMED_KEY UNKNOWN_KEY REVOKED DISABLED NOT_YET_VALID EXPIRED
-    WRONG_ENVIRONMENT IP_NOT_ALLOWED ORIGIN_NOT_ALLOWED MISSING_SCOPE COST_EXCEEDS_BURST RATE_LIMITED""".split()
+    WRONG_ENVIRONMENT IP_NOT_ALLOWED ORIGIN_NOT_ALLOWED MISSING_SCOPE COST_EXCEEDS_BURST RATE_LIMITED
+    UNKNOWN_LIMIT OUT_OF_CREDIT""".split()
 CODES = [0] + """FRAME_TOO_SHORT FRAME_TOO_LONG UNSUPPORTED_VERSION UNKNOWN_KIND UNKNOWN_FLAG BODY_TOO_SHORT
     TRAILING_BYTES INVALID_FIELD TRUNCATED_FRAME CREDENTIAL_REFUSED PEER_REFUSED TOO_MANY_CONNECTIONS IDLE_TIMEOUT
-    SHUTTING_DOWN QUOTA_EXCEEDED""".split()
+    SHUTTING_DOWN QUOTA_EXCEEDED REQUEST_REFUSED""".split()
+LIMIT_KINDS = "BUCKET WINDOW CREDITS".split()
 # kind: (name, flags, layout of the integers, their names, strings with their maximum lengths)
 REPLIES = {
     0x81: (
@@ -27,7 +29,7 @@ REPLIES = {
     ),
     0x82: (
         "ANSWER",
-        {"METADATA": METADATA, "SHADOW": SHADOW},
+        {"METADATA": METADATA, "SHADOW": SHADOW, "BALANCES": BALANCES},
         "<BQIIII",
         "verdict generation limit remaining retry_after_ms reset_ms",
         {
@@ -68,9 +70,11 @@ def verify(
     ip=None,
     origin=None,
     environment=None,
+    costs=None,
     metadata=False,
+    balances=False,
 ):
-    flags = ANY_SCOPE * any_scope | METADATA * metadata
+    flags = ANY_SCOPE * any_scope | METADATA * metadata | BALANCES * balances
     body = struct.pack("<I", cost) + (digest if key is None else b"")
     ip = None if ip is None else socket.inet_pton(socket.AF_INET6, ip if ":" in ip else "::ffff:" + ip)
     for flag, field in (
@@ -79,16 +83,57 @@ def verify(
         (IP, ip),
         (ORIGIN, length_prefixed("<H", origin)),
         (ENVIRONMENT, length_prefixed("<B", environment)),
+        (COSTS, encode_costs(costs)),
     ):
         if field is not None:
             flags, body = flags | flag, body + field
     return frame(0x02, flags, request_id, body)
 
 
-def refund(request_id, cost, digest=None, key=None, limit=None):
-    credential = digest if key is None else length_prefixed("<H", key)
-    body = struct.pack("<I", cost) + credential + (length_prefixed("<B", limit) or b"")
-    return frame(0x03, RAW_KEY * (key is not None) | LIMIT * (limit is not None), request_id, body)
+def encode_costs(costs):
+    """Costs by the names of limits, as a dictionary; None for none."""
+    pairs = (length_prefixed("<B", name) + struct.pack("<I", cost) for name, cost in (costs or {}).items())
+    return bytes([len(costs)]) + b"".join(pairs) if costs else None
+
+
+def adjustment(kind, request_id, cost, digest=None, key=None, costs=None, balances=False):
+    credential, costs = digest if key is None else length_prefixed("<H", key), encode_costs(costs)
+    flags = RAW_KEY * (key is not None) | COSTS * (costs is not None) | BALANCES * balances
+    return frame(kind, flags, request_id, struct.pack("<I", cost) + credential + (costs or b""))
+
+
+def refund(*fields, **named):
+    return adjustment(0x03, *fields, **named)
+
+
+def debit(*fields, **named):
+    return adjustment(0x04, *fields, **named)
+
+
+def parse_balances(data, offset):
+    """The limits at `offset`, and the offset behind them."""
+    (count,) = struct.unpack_from("<B", data, offset)
+    if count > 16:
+        raise ValueError(f"{count} limits")
+    limits, offset = [], offset + 1
+    for _ in range(count):
+        start = offset + 1
+        offset = start + struct.unpack_from("<B", data, offset)[0]
+        if offset - start > 64:
+            raise ValueError(f"the name of a limit has {offset - start} bytes")
+        kind, limit, charged, balance, reset_ms = struct.unpack_from("<BQIqI", data, offset)
+        limits.append(
+            {
+                "name": data[start:offset].decode(),
+                "kind": LIMIT_KINDS[kind] if kind < len(LIMIT_KINDS) else kind,
+                "limit": limit,
+                "charged": charged,
+                "balance": balance,
+                "reset_ms": reset_ms,
+            }
+        )
+        offset += 25
+    return limits, offset
 
 
 def parse(data):
@@ -114,6 +159,8 @@ def parse(data):
         if offset - start > strings[name] or offset > len(data):
             raise ValueError(f"{name} has {offset - start} bytes")
         reply[name] = data[start:offset].decode()
+    if kind == 0x82 and bits & BALANCES:
+        reply["balances"], offset = parse_balances(data, offset)
     if offset < len(data):
         raise ValueError(f"{len(data) - offset} trailing bytes")
     for name, values in (("verdict", VERDICTS), ("code", CODES)):
@@ -147,9 +194,13 @@ class Client:
         scopes = None if scopes is None else " ".join(scopes)
         return self.send(verify, key, cost, raw, scopes=scopes, **fields)
 
-    def refund(self, key, cost=1, limit=None):
+    def refund(self, key, cost=1, **fields):
         """Refunds what an ALLOWED request was charged. Do not retry it, even without an answer."""
-        return self.send(refund, key, cost, False, limit=limit)
+        return self.send(refund, key, cost, False, **fields)
+
+    def debit(self, key, cost=1, **fields):
+        """Charges what a response has cost. Do not retry it, even without an answer."""
+        return self.send(debit, key, cost, False, **fields)
 
     def send(self, encode, key, cost, raw, **fields):
         raw, self.request_id = raw or self.raw, (self.request_id + 1) % 2**32
@@ -179,13 +230,23 @@ def unhex(text):
     return b"".join(bytes.fromhex(unit) * int(times or 1) for unit, _, times in tokens)
 
 
+def text(value):
+    """The text that a list of its parts stands for. Other values remain."""
+    parts = value if isinstance(value, list) else []
+    return "".join(p if isinstance(p, str) else p["repeat"] * p["times"] for p in parts) if parts else value
+
+
 def check_vector(path, vector):
     data, error, fields = unhex(vector["bytes"]), vector.get("error"), vector.get("fields", {})
     for name, value in fields.items():
         if name in ("digest", "key"):
             fields[name] = unhex(value)
-        elif isinstance(value, list) and name != "flags":
-            fields[name] = "".join(p if isinstance(p, str) else p["repeat"] * p["times"] for p in value)
+        elif name == "costs":
+            fields[name] = {text(cost["name"]): cost["cost"] for cost in value}
+        elif name == "balances":
+            fields[name] = [{**limit, "name": text(limit["name"])} for limit in value]
+        elif name != "flags":
+            fields[name] = text(value)
     if vector["from"] == "daemon":
         try:
             return compare(fields or {"malformed": True}, parse(data))
@@ -197,9 +258,10 @@ def check_vector(path, vector):
         expected = {"kind": "WELCOME" if kind == "HELLO" else "ANSWER", "request_id": fields["request_id"]}
         if kind == "VERIFY":
             fields.update(any_scope="ANY_SCOPE" in flags, metadata="METADATA" in flags)
-        compare(
-            {"bytes": data}, {"bytes": {"HELLO": hello, "VERIFY": verify, "REFUND": refund}[kind](**fields)}
-        )
+        if kind != "HELLO":
+            fields.update(balances="BALANCES" in flags)
+        encode = {"HELLO": hello, "VERIFY": verify, "REFUND": refund, "DEBIT": debit}[kind]
+        compare({"bytes": data}, {"bytes": encode(**fields)})
     closes, client = expected.pop("closes", False), Client(path, timeout=5)
     compare(expected, client.exchange(data, last=expected.get("code") == "TRUNCATED_FRAME"))
     if not closes:

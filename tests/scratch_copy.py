@@ -1,7 +1,7 @@
-"""A copy of the working tree, in which tests/defects/run and tests/mutants/run change the code, and
-the commands that they run in it."""
+"""A copy of the working tree, in which tests/defects/run and tests/mutants/run change the code,
+the commands that they run in it, and the option by which machines share the changes."""
 
-import contextlib, os, shutil, signal, subprocess
+import argparse, contextlib, os, shutil, signal, subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,3 +43,11 @@ def run(command, seconds, **options):
         process.communicate()
         raise
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def shard(text):
+    """The value of --shard: as in 2/4, the second of four shards."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError("write K/N, as in 2/4")
+    return int(number), int(count)

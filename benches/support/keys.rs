@@ -29,7 +29,7 @@ pub(crate) const ONE_PER_DAY: &str = "1/d burst 1";
 const KEYS_PER_OWNER: u64 = 10;
 
 /// The time at which a bench starts: some minutes after the clock's origin, in 2027.
-pub(crate) const START: Now = Now { ticks: 1 << 42, unix: 1_800_000_000 };
+pub(crate) const START: Now = Now { nanoseconds: 1 << 42, unix: 1_800_000_000, millisecond: 0 };
 
 /// The key with a number.
 pub(crate) fn raw_key(number: u64) -> [u8; KEY_BYTES] {
@@ -104,7 +104,7 @@ impl Fixture {
             let record = KeyRecord { hash: hash(number), key_id: &key_id, owner: &owner, ..common.clone() };
             builder.add(number + 1, &record).expect("all keys differ");
         }
-        let generation = previous.map_or(1, |previous| previous.generation() + 1);
+        let generation = previous.map_or(1, |previous| previous.table_generation() + 1);
         let mut allocation = self.allocator.begin(&self.limiter);
         let snapshot = builder
             .finish()

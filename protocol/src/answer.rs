@@ -1,5 +1,6 @@
 //! ANSWER (SPEC.md section 6): the verdict, the limit that decided, and the identity of the key.
 
+use crate::balances::{Balances, MAX_BALANCES_BYTES};
 use crate::codec::{BodyReader, append_bytes16, append_text8, truncate_text};
 use crate::error::ProtocolError;
 use crate::frame::{FrameHeader, FrameKind, append_frame};
@@ -15,8 +16,10 @@ pub mod answer_flag {
     pub const METADATA: u16 = 0x0040;
     /// `shadow_limit` is present.
     pub const SHADOW: u16 = 0x0080;
+    /// `balances` is present.
+    pub const BALANCES: u16 = 0x0100;
     /// All of the above.
-    pub const ALL: u16 = 0x00c0;
+    pub const ALL: u16 = 0x01c0;
 }
 
 /// Numbers of ANSWER's fields, as reported by INVALID_FIELD.
@@ -28,16 +31,17 @@ mod answer_field {
     pub(super) const LIMIT_NAME: u32 = 11;
     pub(super) const METADATA: u32 = 12;
     pub(super) const SHADOW_LIMIT: u32 = 13;
+    pub(super) const BALANCES: u32 = 14;
 }
 
-/// The daemon's answer to VERIFY and REFUND.
+/// The daemon's answer to VERIFY, REFUND and DEBIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'a> {
-    /// The request id of the VERIFY or REFUND.
+    /// The request id of the request.
     pub request_id: u32,
     /// Whether the request may go ahead, and why not.
     pub verdict: Verdict,
-    /// The snapshot that the whole answer was taken from.
+    /// The state of all keys that the whole answer was taken from.
     pub generation: u64,
     /// The limit that decided.
     pub limit: LimitState<'a>,
@@ -53,6 +57,8 @@ pub struct Answer<'a> {
     pub metadata: Option<&'a str>,
     /// The first limit in shadow mode that would have refused.
     pub shadow_limit: Option<&'a str>,
+    /// Every enforced limit of the key; present if the request asked for it and the key is known.
+    pub balances: Option<Balances<'a>>,
 }
 
 /// The limit that decided, and its balance. All fields are zero or empty if no limit decided.
@@ -60,13 +66,15 @@ pub struct Answer<'a> {
 pub struct LimitState<'a> {
     /// Name of the limit.
     pub name: &'a str,
-    /// Burst of the limit.
+    /// The burst of a bucket, the count of a window, or the credits granted in total; [`u32::MAX`]
+    /// stands for that or more.
     pub limit: u32,
-    /// What could be spent right now, after this request.
+    /// What could be spent right now, after this request; [`u32::MAX`] stands for that or more, and
+    /// 0 also for an overdrawn limit.
     pub remaining: u32,
     /// Milliseconds until the same cost would be admitted; 0 unless the verdict is RATE_LIMITED.
     pub retry_after_ms: u32,
-    /// Milliseconds until the limit is full again.
+    /// Milliseconds until a bucket is full again or a window ends; [`u32::MAX`] for credits.
     pub reset_ms: u32,
 }
 
@@ -89,9 +97,10 @@ const LARGEST_ANSWER: usize = HEADER_BYTES - LENGTH_BYTES
     + (1 + MAX_OWNER)
     + 3 * (1 + MAX_NAME)
     + (2 + MAX_METADATA)
-    + (1 + MAX_NAME);
+    + (1 + MAX_NAME)
+    + MAX_BALANCES_BYTES;
 
-const _: () = assert!(LARGEST_ANSWER == 4585 && LARGEST_ANSWER <= MAX_ANSWER_LENGTH as usize);
+const _: () = assert!(LARGEST_ANSWER == 6026 && LARGEST_ANSWER <= MAX_ANSWER_LENGTH as usize);
 
 impl<'a> Answer<'a> {
     /// An answer that carries nothing but a verdict, for a request whose key was not found or not
@@ -109,6 +118,7 @@ impl<'a> Answer<'a> {
             plan: "",
             metadata: None,
             shadow_limit: None,
+            balances: None,
         }
     }
 
@@ -124,8 +134,9 @@ impl<'a> Answer<'a> {
         };
         let flag_if = |flag, condition| if condition { flag } else { 0 };
         let flags = flag_if(answer_flag::METADATA, self.metadata.is_some())
-            | flag_if(answer_flag::SHADOW, self.shadow_limit.is_some());
-        append_frame(FrameKind::Answer, flags, self.request_id, fixed, out, |out| {
+            | flag_if(answer_flag::SHADOW, self.shadow_limit.is_some())
+            | flag_if(answer_flag::BALANCES, self.balances.is_some());
+        append_frame(FrameKind::Answer as u8, flags, self.request_id, fixed, out, |out| {
             append_text8(self.key_id, MAX_KEY_ID, out);
             append_text8(self.owner, MAX_OWNER, out);
             append_text8(self.environment, MAX_NAME, out);
@@ -136,6 +147,9 @@ impl<'a> Answer<'a> {
             }
             if let Some(shadow_limit) = self.shadow_limit {
                 append_text8(shadow_limit, MAX_NAME, out);
+            }
+            if let Some(balances) = self.balances {
+                balances.append(out);
             }
         });
     }
@@ -160,6 +174,11 @@ impl<'a> Answer<'a> {
         } else {
             None
         };
+        let balances = if has(answer_flag::BALANCES) {
+            Some(Balances::read(&mut reader, answer_field::BALANCES)?)
+        } else {
+            None
+        };
         reader.finish()?;
         Ok(Self {
             request_id: header.request_id,
@@ -178,6 +197,7 @@ impl<'a> Answer<'a> {
             plan,
             metadata,
             shadow_limit,
+            balances,
         })
     }
 }

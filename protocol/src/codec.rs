@@ -38,10 +38,21 @@ impl<'a> BodyReader<'a> {
         Ok(value)
     }
 
+    /// The bytes that have not been read.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// Reads a `text8` of at most `max` bytes; `field` is its number in SPEC.md's table.
     pub(crate) fn read_text8(&mut self, max: usize, field: u32) -> Result<&'a str, ProtocolError> {
         let length: u8 = self.read_fixed()?;
         self.read_text(usize::from(length), max, field)
+    }
+
+    /// Reads the bytes of a `text8` that has been validated.
+    pub(crate) fn read_bytes8(&mut self, max: usize, field: u32) -> Result<&'a [u8], ProtocolError> {
+        let length: u8 = self.read_fixed()?;
+        self.take(usize::from(length), max, field)
     }
 
     /// Reads a `text16` of at most `max` bytes.

@@ -7,7 +7,7 @@ pub const CREDENTIAL_DIGEST: u8 = 1;
 /// Bit of WELCOME's `credentials`: the daemon accepts raw keys.
 pub const CREDENTIAL_RAW: u8 = 2;
 
-/// Flag of VERIFY and REFUND: the frame has `key` instead of `digest`.
+/// Flag of VERIFY, REFUND and DEBIT: the frame has `key` instead of `digest`.
 pub(crate) const RAW_KEY_FLAG: u16 = 0x0001;
 
 /// The key of a request.

@@ -29,17 +29,19 @@ pub enum ErrorCode {
     PeerRefused = 11,
     /// The daemon serves as many connections as its limit allows.
     TooManyConnections = 12,
-    /// The client sent nothing for longer than the idle timeout.
+    /// For this long, the client sent no complete request, or read none of its answers.
     IdleTimeout = 13,
     /// The daemon is shutting down.
     ShuttingDown = 14,
     /// The connections of the peer's uid hold more than a quota allows.
     QuotaExceeded = 15,
+    /// The peer's uid may not send requests of this kind.
+    RequestRefused = 16,
 }
 
 impl ErrorCode {
     /// Every code, in order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::FrameTooShort,
         Self::FrameTooLong,
         Self::UnsupportedVersion,
@@ -55,6 +57,7 @@ impl ErrorCode {
         Self::IdleTimeout,
         Self::ShuttingDown,
         Self::QuotaExceeded,
+        Self::RequestRefused,
     ];
 
     /// The code with this value, if this version knows it.
@@ -80,6 +83,7 @@ impl ErrorCode {
             Self::IdleTimeout => "IDLE_TIMEOUT",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::QuotaExceeded => "QUOTA_EXCEEDED",
+            Self::RequestRefused => "REQUEST_REFUSED",
         }
     }
 
@@ -115,9 +119,14 @@ impl ErrorCode {
             }
             Self::PeerRefused => "uid {} may not connect here; see allow_uids and allow_gids",
             Self::TooManyConnections => "the limit of {} connections is reached",
-            Self::IdleTimeout => "the client sent nothing for {} ms",
+            Self::IdleTimeout => {
+                "for {} ms, the client sent no complete request, or did not read its answers"
+            }
             Self::ShuttingDown => "the daemon is shutting down",
             Self::QuotaExceeded => "the connections of this uid hold more than the quota of {}",
+            Self::RequestRefused => {
+                "this uid may not send requests of kind {}; see refund_uids (3) and debit_uids (4)"
+            }
         }
     }
 }

@@ -58,7 +58,7 @@ impl<'a> ErrorFrame<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let flags = if self.closing { error_flag::CLOSING } else { 0 };
         let fixed = ErrorFixed { code: self.code, detail: self.detail };
-        append_frame(FrameKind::Error, flags, self.request_id, fixed, out, |out| {
+        append_frame(FrameKind::Error as u8, flags, self.request_id, fixed, out, |out| {
             append_text8(self.message, MAX_MESSAGE, out);
         });
     }

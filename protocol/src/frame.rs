@@ -18,9 +18,11 @@ pub enum FrameKind {
     Verify = 0x02,
     /// Gives back what a key was charged.
     Refund = 0x03,
+    /// Charges what a response has cost.
+    Debit = 0x04,
     /// The daemon's response to HELLO.
     Welcome = 0x81,
-    /// The daemon's response to VERIFY and REFUND.
+    /// The daemon's response to VERIFY, REFUND and DEBIT.
     Answer = 0x82,
     /// The daemon's response to a request that it cannot answer.
     Error = 0xff,
@@ -130,10 +132,10 @@ impl<T: Encode + WireSize> WireSize for FrameStart<T> {
     const WIRE_SIZE: usize = FrameHeader::WIRE_SIZE + T::WIRE_SIZE;
 }
 
-/// Appends a frame whose body is `fixed`, followed by what `append_rest` appends.
+/// Appends a frame of a [`FrameKind`] whose body is `fixed`, followed by what `append_rest` appends.
 #[inline]
 pub(crate) fn append_frame<T: Encode + WireSize>(
-    kind: FrameKind,
+    kind: u8,
     flags: u16,
     request_id: u32,
     fixed: T,
@@ -141,7 +143,7 @@ pub(crate) fn append_frame<T: Encode + WireSize>(
     append_rest: impl FnOnce(&mut Vec<u8>),
 ) {
     let start = out.len();
-    let header = FrameHeader { length: 0, version: VERSION, kind: kind as u8, flags, request_id };
+    let header = FrameHeader { length: 0, version: VERSION, kind, flags, request_id };
     append_fixed(FrameStart { header, body: fixed }, out);
     append_rest(out);
     let length = (out.len() - start - LENGTH_BYTES) as u32;

@@ -34,7 +34,7 @@ impl Hello {
     /// Appends the frame.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let body = HelloBody { min_version: self.min_version, max_version: self.max_version };
-        append_frame(FrameKind::Hello, 0, self.request_id, body, out, |_| ());
+        append_frame(FrameKind::Hello as u8, 0, self.request_id, body, out, |_| ());
     }
 
     /// The highest version that both sides speak.

@@ -17,7 +17,7 @@ macro_rules! impl_wire_size {
     };
 }
 
-impl_wire_size!(u8, u16, u32, u64);
+impl_wire_size!(u8, u16, u32, u64, i64);
 
 impl<const N: usize> WireSize for [u8; N] {
     const WIRE_SIZE: usize = N;

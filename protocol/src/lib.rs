@@ -3,7 +3,7 @@
 //! `SPEC.md` beside this crate is normative, and the code names the section that it implements.
 //!
 //! * [`parse_frame`] finds the frames in a stream of bytes.
-//! * [`Request`] is what a client sends: [`Hello`], [`Verify`] or [`Refund`].
+//! * [`Request`] is what a client sends: [`Hello`], [`Verify`], [`Refund`] or [`Debit`].
 //! * [`Response`] is what the daemon sends: [`Welcome`], [`Answer`] or [`ErrorFrame`].
 //! * [`ProtocolError`] is a violation of the protocol, with the code that an ERROR frame reports.
 //!
@@ -22,8 +22,11 @@
 //! # Ok::<(), keyward_protocol::FieldTooLongError>(())
 //! ```
 
+mod adjustment;
 mod answer;
+mod balances;
 mod codec;
+mod costs;
 mod credential;
 mod error;
 mod error_frame;
@@ -32,14 +35,16 @@ mod hello;
 mod layout;
 mod limits;
 mod prepared_answer;
-mod refund;
 mod request;
 mod response;
 mod verdict;
 mod verify;
 mod welcome;
 
+pub use adjustment::{Adjustment, Debit, Refund, adjustment_flag};
 pub use answer::{Answer, LimitState, answer_flag};
+pub use balances::{Balances, BalancesBuf, LimitBalance, LimitKind, UnknownLimitKind};
+pub use costs::{Costs, CostsBuf, InvalidCostError};
 pub use credential::{CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential};
 pub use error::{ErrorCode, FieldTooLongError, ProtocolError};
 pub use error_frame::{ErrorFrame, error_flag};
@@ -47,7 +52,6 @@ pub use frame::{FrameHeader, FrameKind, ParsedFrame, parse_frame, truncated_fram
 pub use hello::Hello;
 pub use limits::*;
 pub use prepared_answer::{AnswerTexts, PreparedAnswer};
-pub use refund::{Refund, refund_flag};
 pub use request::Request;
 pub use response::Response;
 pub use verdict::{UnknownVerdict, VERDICT_LIMIT, Verdict};

@@ -25,6 +25,12 @@ pub const MAX_ORIGIN: usize = 512;
 /// Longest name of an environment, a plan or a limit.
 pub const MAX_NAME: usize = 64;
 
+/// Most costs that a request names: one for each limit of a key.
+pub const MAX_COSTS: usize = MAX_KEY_LIMITS;
+
+/// Most limits of a key: more than policies need, and few enough to charge at once.
+pub const MAX_KEY_LIMITS: usize = 16;
+
 /// Longest key id: the text of a UUID has 36 bytes.
 pub const MAX_KEY_ID: usize = 64;
 
@@ -49,8 +55,10 @@ const LARGEST_VERIFY: usize = HEADER_BYTES - LENGTH_BYTES
     + (2 + MAX_SCOPES)
     + 16
     + (2 + MAX_ORIGIN)
-    + (1 + MAX_NAME);
-const LARGEST_REFUND: usize = HEADER_BYTES - LENGTH_BYTES + 4 + (2 + MAX_KEY) + (1 + MAX_NAME);
+    + (1 + MAX_NAME)
+    + LARGEST_COSTS;
+const LARGEST_ADJUSTMENT: usize = HEADER_BYTES - LENGTH_BYTES + 4 + (2 + MAX_KEY) + LARGEST_COSTS;
+const LARGEST_COSTS: usize = 1 + MAX_COSTS * (1 + MAX_NAME + 4);
 
-const _: () = assert!(LARGEST_VERIFY == 2659 && LARGEST_VERIFY <= MAX_REQUEST_LENGTH as usize);
-const _: () = assert!(LARGEST_REFUND == 1103 && LARGEST_REFUND <= LARGEST_VERIFY);
+const _: () = assert!(LARGEST_VERIFY == 3764 && LARGEST_VERIFY <= MAX_REQUEST_LENGTH as usize);
+const _: () = assert!(LARGEST_ADJUSTMENT == 2143 && LARGEST_ADJUSTMENT <= LARGEST_VERIFY);

@@ -18,17 +18,17 @@ use crate::layout::WireSize;
 use crate::limits::{HEADER_BYTES, LENGTH_BYTES, MAX_KEY_ID, MAX_NAME, MAX_OWNER, VERSION};
 use crate::verdict::Verdict;
 
-/// An [`Answer`](crate::Answer) about a known key, without metadata and without a shadow limit.
+/// An [`Answer`](crate::Answer) about a known key, without metadata, shadow limit and balances.
 #[derive(Clone, Copy, Debug)]
 pub struct PreparedAnswer<'a> {
-    /// The request id of the VERIFY or REFUND.
+    /// The request id of the request.
     pub request_id: u32,
     /// Whether the request may go ahead, and why not.
     pub verdict: Verdict,
     /// The snapshot that the whole answer was taken from.
     pub generation: u64,
-    /// The burst of the limit that decided. This and the next three fields are 0 if no limit
-    /// decided.
+    /// The burst, count or grant of the limit that decided. This and the next three fields are 0 if
+    /// no limit decided.
     pub limit: u32,
     /// What could be spent right now, after this request.
     pub remaining: u32,

@@ -1,9 +1,9 @@
-//! The frames that a client sends: HELLO, VERIFY and REFUND.
+//! The frames that a client sends: HELLO, VERIFY, REFUND and DEBIT.
 
+use crate::adjustment::{Debit, Refund};
 use crate::error::{ErrorCode, ProtocolError};
 use crate::frame::{FrameHeader, FrameKind};
 use crate::hello::Hello;
-use crate::refund::Refund;
 use crate::verify::Verify;
 
 /// A request that borrows from the buffer it was read into.
@@ -30,6 +30,8 @@ pub enum Request<'a> {
     Verify(Verify<'a>),
     /// Gives back what a key was charged.
     Refund(Refund<'a>),
+    /// Charges what a response has cost.
+    Debit(Debit<'a>),
 }
 
 impl<'a> Request<'a> {
@@ -44,6 +46,8 @@ impl<'a> Request<'a> {
             Verify::decode(header, body).map(Self::Verify)
         } else if header.kind == FrameKind::Refund as u8 {
             Refund::decode(header, body).map(Self::Refund)
+        } else if header.kind == FrameKind::Debit as u8 {
+            Debit::decode(header, body).map(Self::Debit)
         } else if header.kind == FrameKind::Hello as u8 {
             Hello::decode(header, body).map(Self::Hello)
         } else {

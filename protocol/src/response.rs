@@ -30,7 +30,7 @@ use crate::welcome::Welcome;
 pub enum Response<'a> {
     /// The response to HELLO.
     Welcome(Welcome<'a>),
-    /// The response to VERIFY and REFUND.
+    /// The response to VERIFY, REFUND and DEBIT.
     Answer(Answer<'a>),
     /// The response to a request that the daemon cannot answer.
     Error(ErrorFrame<'a>),

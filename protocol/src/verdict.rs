@@ -3,7 +3,7 @@
 /// Whether a request may go ahead, and why not (SPEC.md section 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// The request may go ahead; the cost has been charged (REFUND: given back).
+    /// The request may go ahead; the cost has been charged (REFUND: given back; DEBIT: down to the floor).
     Allowed,
     /// The daemon has no snapshot yet.
     NotReady,
@@ -29,10 +29,15 @@ pub enum Verdict {
     OriginNotAllowed,
     /// The key lacks a required scope.
     MissingScope,
-    /// The cost is larger than the burst of a limit: the request can never succeed.
+    /// The cost is larger than the burst of a bucket or the count of a window: the request can never
+    /// succeed.
     CostExceedsBurst,
     /// The balance of a limit is too low now.
     RateLimited,
+    /// The request names a limit that no plan and no key has.
+    UnknownLimit,
+    /// The credits are too low: waiting does not help, a top-up does.
+    OutOfCredit,
     /// A value that this version does not know; a client treats it as a denial.
     Other(UnknownVerdict),
 }
@@ -48,11 +53,11 @@ pub enum Verdict {
 pub struct UnknownVerdict(u8);
 
 /// The values of all verdicts of this version are below this limit, so that a table for each
-/// verdict can have a fixed size. It leaves room for one more verdict.
-pub const VERDICT_LIMIT: u8 = 16;
+/// verdict can have a fixed size. It leaves room for more verdicts.
+pub const VERDICT_LIMIT: u8 = 32;
 
 /// The verdicts and their names, indexed by the value on the wire.
-const VERDICTS: [(Verdict, &str); 15] = [
+const VERDICTS: [(Verdict, &str); 17] = [
     (Verdict::Allowed, "ALLOWED"),
     (Verdict::NotReady, "NOT_READY"),
     (Verdict::StaleSnapshot, "STALE_SNAPSHOT"),
@@ -68,6 +73,8 @@ const VERDICTS: [(Verdict, &str); 15] = [
     (Verdict::MissingScope, "MISSING_SCOPE"),
     (Verdict::CostExceedsBurst, "COST_EXCEEDS_BURST"),
     (Verdict::RateLimited, "RATE_LIMITED"),
+    (Verdict::UnknownLimit, "UNKNOWN_LIMIT"),
+    (Verdict::OutOfCredit, "OUT_OF_CREDIT"),
 ];
 
 impl Verdict {
@@ -94,6 +101,8 @@ impl Verdict {
             Self::MissingScope => 12,
             Self::CostExceedsBurst => 13,
             Self::RateLimited => 14,
+            Self::UnknownLimit => 15,
+            Self::OutOfCredit => 16,
             Self::Other(UnknownVerdict(value)) => value,
         }
     }

@@ -3,11 +3,18 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::codec::{BodyReader, append_bytes16, append_fixed, append_text8};
+use crate::costs::Costs;
 use crate::credential::{Credential, RAW_KEY_FLAG};
 use crate::error::{FieldTooLongError, ProtocolError};
 use crate::frame::{FrameHeader, FrameKind, append_frame};
 use crate::layout::{WireSize, wire_struct};
 use crate::limits::{HEADER_BYTES, LENGTH_BYTES, MAX_KEY, MAX_NAME, MAX_ORIGIN, MAX_SCOPES, VERSION};
+
+/// Flag of VERIFY, REFUND and DEBIT: `costs` is present.
+pub(crate) const COSTS_FLAG: u16 = 0x0080;
+
+/// Flag of VERIFY, REFUND and DEBIT: the answer shall carry the balances.
+pub(crate) const BALANCES_FLAG: u16 = 0x0100;
 
 /// Flags of VERIFY.
 pub mod verify_flag {
@@ -25,8 +32,12 @@ pub mod verify_flag {
     pub const ENVIRONMENT: u16 = 0x0020;
     /// The answer shall carry the key's metadata.
     pub const METADATA: u16 = 0x0040;
+    /// `costs` is present.
+    pub const COSTS: u16 = super::COSTS_FLAG;
+    /// The answer shall carry the balances.
+    pub const BALANCES: u16 = super::BALANCES_FLAG;
     /// All of the above.
-    pub const ALL: u16 = 0x007f;
+    pub const ALL: u16 = 0x01ff;
 }
 
 /// Numbers of VERIFY's fields, as reported by INVALID_FIELD.
@@ -35,6 +46,7 @@ mod verify_field {
     pub(super) const SCOPES: u32 = 4;
     pub(super) const ORIGIN: u32 = 6;
     pub(super) const ENVIRONMENT: u32 = 7;
+    pub(super) const COSTS: u32 = 8;
 }
 
 /// May this key do this, now?
@@ -42,7 +54,8 @@ mod verify_field {
 pub struct Verify<'a> {
     /// Returned in the response.
     pub request_id: u32,
-    /// What to charge each of the key's limits; 0 is a peek.
+    /// What to charge each of the key's limits that `costs` does not name. If all amounts are 0,
+    /// the request is a peek.
     pub cost: u32,
     /// The key.
     pub credential: Credential<'a>,
@@ -54,8 +67,12 @@ pub struct Verify<'a> {
     pub origin: Option<&'a str>,
     /// The environment that the caller serves.
     pub environment: Option<&'a str>,
+    /// What to charge the limits with these names.
+    pub costs: Option<Costs<'a>>,
     /// Whether the answer shall carry the key's metadata.
     pub want_metadata: bool,
+    /// Whether the answer shall carry the balance of every limit.
+    pub want_balances: bool,
 }
 
 /// Required scopes.
@@ -108,7 +125,9 @@ impl<'a> Verify<'a> {
             ip: None,
             origin: None,
             environment: None,
+            costs: None,
             want_metadata: false,
+            want_balances: false,
         }
     }
 
@@ -165,7 +184,7 @@ impl<'a> Verify<'a> {
     /// If a field is over its limit; `out` is unchanged then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FieldTooLongError> {
         self.check_lengths()?;
-        append_frame(FrameKind::Verify, self.flags(), self.request_id, self.cost, out, |out| {
+        append_frame(FrameKind::Verify as u8, self.flags(), self.request_id, self.cost, out, |out| {
             self.credential.append(out);
             if let Some(scopes) = self.scopes {
                 append_bytes16(scopes.names.as_bytes(), out);
@@ -178,6 +197,9 @@ impl<'a> Verify<'a> {
             }
             if let Some(environment) = self.environment {
                 append_text8(environment, MAX_NAME, out);
+            }
+            if let Some(costs) = self.costs {
+                costs.append(out);
             }
         });
         Ok(())
@@ -193,6 +215,8 @@ impl<'a> Verify<'a> {
             | flag_if(verify_flag::ORIGIN, self.origin.is_some())
             | flag_if(verify_flag::ENVIRONMENT, self.environment.is_some())
             | flag_if(verify_flag::METADATA, self.want_metadata)
+            | flag_if(verify_flag::COSTS, self.costs.is_some())
+            | flag_if(verify_flag::BALANCES, self.want_balances)
     }
 
     fn check_lengths(&self) -> Result<(), FieldTooLongError> {
@@ -239,7 +263,11 @@ impl<'a> Verify<'a> {
         if has(verify_flag::ENVIRONMENT) {
             verify.environment = Some(reader.read_text8(MAX_NAME, verify_field::ENVIRONMENT)?);
         }
+        if has(verify_flag::COSTS) {
+            verify.costs = Some(Costs::read(&mut reader, verify_field::COSTS)?);
+        }
         verify.want_metadata = has(verify_flag::METADATA);
+        verify.want_balances = has(verify_flag::BALANCES);
         reader.finish()?;
         Ok(verify)
     }

@@ -27,7 +27,7 @@ pub struct Welcome<'a> {
     pub max_length: u32,
     /// Milliseconds without a request after which the daemon closes the connection; 0 means never.
     pub idle_timeout_ms: u32,
-    /// The snapshot being served; 0 means that there is none yet.
+    /// The generation in force; 0 means that there are no keys yet.
     pub generation: u64,
     /// Name and version of the daemon.
     pub server: &'a str,
@@ -58,7 +58,7 @@ impl<'a> Welcome<'a> {
             idle_timeout_ms: self.idle_timeout_ms,
             generation: self.generation,
         };
-        append_frame(FrameKind::Welcome, 0, self.request_id, fixed, out, |out| {
+        append_frame(FrameKind::Welcome as u8, 0, self.request_id, fixed, out, |out| {
             append_text8(self.server, MAX_MESSAGE, out);
         });
     }

@@ -6,9 +6,10 @@
 mod support;
 
 use keyward_protocol::{
-    Answer, Credential, ErrorCode, ErrorFrame, FrameKind, Hello, LimitState, MAX_KEY, MAX_KEY_ID,
-    MAX_METADATA, MAX_NAME, MAX_ORIGIN, MAX_OWNER, MAX_SCOPES, ParsedFrame, ProtocolError, Refund, Request,
-    Response, ScopeMode, Scopes, Verdict, Verify, Welcome, answer_flag, error_flag, parse_frame, refund_flag,
+    Adjustment, Answer, BalancesBuf, CostsBuf, Credential, Debit, ErrorCode, ErrorFrame, FrameKind, Hello,
+    LimitBalance, LimitKind, LimitState, MAX_COSTS, MAX_KEY, MAX_KEY_ID, MAX_KEY_LIMITS, MAX_METADATA,
+    MAX_NAME, MAX_ORIGIN, MAX_OWNER, MAX_SCOPES, ParsedFrame, ProtocolError, Refund, Request, Response,
+    ScopeMode, Scopes, Verdict, Verify, Welcome, adjustment_flag, answer_flag, error_flag, parse_frame,
     truncated_frame, verify_flag,
 };
 use proptest::collection::vec;
@@ -163,18 +164,57 @@ fn verify_over_its_limits_is_not_encoded() {
 }
 
 #[test]
-fn refund_over_its_limits_is_not_encoded() {
+fn adjustment_over_its_limits_is_not_encoded() {
     let long = "x".repeat(MAX_KEY + 1);
-    let plain = Refund { request_id: 1, cost: 1, credential: Credential::Digest([0; 32]), limit: None };
-    for (refund, field, max) in [
-        (Refund { credential: Credential::RawKey(long.as_bytes()), ..plain }, "key", MAX_KEY),
-        (Refund { limit: Some(&long[..=MAX_NAME]), ..plain }, "limit", MAX_NAME),
-    ] {
-        let mut out = b"before".to_vec();
-        let error = refund.encode(&mut out).unwrap_err();
-        assert_eq!((error.field, error.length, error.max), (field, max + 1, max));
+    let credential = Credential::RawKey(long.as_bytes());
+    let mut out = b"before".to_vec();
+    for result in
+        [Refund::new(1, 1, credential).encode(&mut out), Debit::new(1, 1, credential).encode(&mut out)]
+    {
+        let error = result.unwrap_err();
+        assert_eq!((error.field, error.length, error.max), ("key", MAX_KEY + 1, MAX_KEY));
         assert_eq!(out, b"before");
     }
+}
+
+/// Decoding yields a view of the frame: the same names and amounts, found by name.
+#[test]
+fn costs_and_balances_are_found_by_name() {
+    let costs = costs(&[("tokens", 5), ("größe", u32::MAX)]);
+    let verify = Verify { costs: costs.as_costs(), ..Verify::new(1, Credential::Digest([0; 32])) };
+    let bytes = Frame::Request(Request::Verify(verify)).to_bytes();
+    let Ok((Frame::Request(Request::Verify(decoded)), _)) = decode(Sender::Client, &bytes) else {
+        panic!("not a VERIFY");
+    };
+    let decoded = decoded.costs.unwrap();
+    assert_eq!(decoded.iter().collect::<Vec<_>>(), [("tokens", 5), ("größe", u32::MAX)]);
+    assert_eq!(["tokens", "größe", "token"].map(|name| decoded.get(name)), [Some(5), Some(u32::MAX), None]);
+
+    let limit = |name, balance| LimitBalance {
+        name,
+        kind: LimitKind::Window,
+        limit: u64::MAX,
+        charged: 7,
+        balance,
+        reset_ms: 9,
+    };
+    let mut balances = BalancesBuf::new();
+    [("a", -1), ("b", i64::MAX)].into_iter().for_each(|(name, balance)| balances.push(&limit(name, balance)));
+    let answer = Answer::without_key(1, Verdict::Allowed, 7);
+    let answer = Answer { balances: Some(balances.as_balances()), ..answer };
+    let bytes = Frame::Response(Response::Answer(answer)).to_bytes();
+    let Ok((Frame::Response(Response::Answer(decoded)), _)) = decode(Sender::Daemon, &bytes) else {
+        panic!("not an ANSWER");
+    };
+    let decoded = decoded.balances.unwrap();
+    assert_eq!(decoded.iter().collect::<Vec<_>>(), [limit("a", -1), limit("b", i64::MAX)]);
+    assert_eq!(["b", "c"].map(|name| decoded.get(name)), [Some(limit("b", i64::MAX)), None]);
+}
+
+fn costs(list: &[(&str, u32)]) -> CostsBuf {
+    let mut costs = CostsBuf::new();
+    list.iter().for_each(|(name, cost)| costs.push(name, *cost).unwrap());
+    costs
 }
 
 /// A text that is cut within a character cannot be decoded.
@@ -260,6 +300,7 @@ mod coverage {
             FrameKind::Hello,
             FrameKind::Verify,
             FrameKind::Refund,
+            FrameKind::Debit,
             FrameKind::Welcome,
             FrameKind::Answer,
             FrameKind::Error,
@@ -274,7 +315,8 @@ mod coverage {
         let kind = match fields {
             Fields::Hello { .. } => FrameKind::Hello,
             Fields::Verify { .. } => FrameKind::Verify,
-            Fields::Refund { .. } => FrameKind::Refund,
+            Fields::Refund(_) => FrameKind::Refund,
+            Fields::Debit(_) => FrameKind::Debit,
             Fields::Welcome { .. } => FrameKind::Welcome,
             Fields::Answer { .. } => FrameKind::Answer,
             Fields::Error { .. } => FrameKind::Error,
@@ -283,6 +325,7 @@ mod coverage {
             FrameKind::Hello
             | FrameKind::Verify
             | FrameKind::Refund
+            | FrameKind::Debit
             | FrameKind::Welcome
             | FrameKind::Answer
             | FrameKind::Error => kind,
@@ -328,6 +371,7 @@ mod coverage {
                     | ErrorCode::IdleTimeout
                     | ErrorCode::ShuttingDown
                     | ErrorCode::QuotaExceeded
+                    | ErrorCode::RequestRefused
             );
             let covered = vectors.iter().any(|vector| {
                 vector.sender == Sender::Client
@@ -349,12 +393,15 @@ mod coverage {
     }
 
     #[test]
-    fn refund_and_answer_vectors_have_every_combination_of_flags() {
-        let refund = [0, refund_flag::RAW_KEY, refund_flag::LIMIT, refund_flag::ALL];
-        let answer =
-            [0, answer_flag::METADATA, answer_flag::SHADOW, answer_flag::METADATA | answer_flag::SHADOW];
-        assert_eq!(flags_of(FrameKind::Refund), HashSet::from(refund));
-        assert_eq!(flags_of(FrameKind::Answer), HashSet::from(answer));
+    fn refund_debit_and_answer_vectors_have_every_combination_of_flags() {
+        for (kind, all) in [
+            (FrameKind::Refund, adjustment_flag::ALL),
+            (FrameKind::Debit, adjustment_flag::ALL),
+            (FrameKind::Answer, answer_flag::ALL),
+        ] {
+            let combinations = (0..=all).filter(|flags| flags & !all == 0).collect();
+            assert_eq!(flags_of(kind), combinations, "{kind:?}");
+        }
     }
 
     /// The combinations of flags that the valid vectors of this kind have.
@@ -368,7 +415,11 @@ mod coverage {
     #[test]
     fn every_undefined_flag_of_a_request_has_a_malformed_vector() {
         let vectors = all_vectors();
-        for (kind, known) in [(FrameKind::Verify, verify_flag::ALL), (FrameKind::Refund, refund_flag::ALL)] {
+        for (kind, known) in [
+            (FrameKind::Verify, verify_flag::ALL),
+            (FrameKind::Refund, adjustment_flag::ALL),
+            (FrameKind::Debit, adjustment_flag::ALL),
+        ] {
             let covered = vectors
                 .iter()
                 .filter(|vector| vector.error.as_ref().is_some_and(|error| error.code == "UNKNOWN_FLAG"))
@@ -391,8 +442,12 @@ mod coverage {
                 (Fields::Verify { .. }, "ORIGIN") => verify_flag::ORIGIN,
                 (Fields::Verify { .. }, "ENVIRONMENT") => verify_flag::ENVIRONMENT,
                 (Fields::Verify { .. }, "METADATA") => verify_flag::METADATA,
-                (Fields::Refund { .. }, "RAW_KEY") => refund_flag::RAW_KEY,
-                (Fields::Refund { .. }, "LIMIT") => refund_flag::LIMIT,
+                (Fields::Verify { .. }, "COSTS") => verify_flag::COSTS,
+                (Fields::Verify { .. }, "BALANCES") => verify_flag::BALANCES,
+                (Fields::Refund(_) | Fields::Debit(_), "RAW_KEY") => adjustment_flag::RAW_KEY,
+                (Fields::Refund(_) | Fields::Debit(_), "COSTS") => adjustment_flag::COSTS,
+                (Fields::Refund(_) | Fields::Debit(_), "BALANCES") => adjustment_flag::BALANCES,
+                (Fields::Answer { .. }, "BALANCES") => answer_flag::BALANCES,
                 (Fields::Answer { .. }, "SHADOW") => answer_flag::SHADOW,
                 (Fields::Answer { .. }, "METADATA") => answer_flag::METADATA,
                 (Fields::Error { .. }, "CLOSING") => error_flag::CLOSING,
@@ -418,8 +473,8 @@ proptest! {
     /// Random bytes hardly ever begin with a valid header; these always do.
     #[test]
     fn random_bodies_do_not_panic(
-        kind in prop_oneof![Just(0x01_u8), Just(0x02), Just(0x03), Just(0x81), Just(0x82), Just(0xff)],
-        flags in 0..0x100_u16,
+        kind in prop_oneof![Just(0x01_u8), Just(0x02), Just(0x03), Just(0x04), Just(0x81), Just(0x82), Just(0xff)],
+        flags in 0..0x200_u16,
         request_id in any::<u32>(),
         body in vec(prop_oneof![0..4_u8, any::<u8>()], 0..256),
     ) {
@@ -449,7 +504,8 @@ proptest! {
         ip in option::of(any::<u128>()),
         origin in option::of(text(MAX_ORIGIN)),
         environment in option::of(text(MAX_NAME)),
-        want_metadata in any::<bool>(),
+        costs in any_costs(),
+        [want_metadata, want_balances] in any::<[bool; 2]>(),
     ) {
         let mode = if any_scope { ScopeMode::Any } else { ScopeMode::All };
         assert_round_trip(Frame::Request(Request::Verify(Verify {
@@ -460,24 +516,28 @@ proptest! {
             ip: ip.map(Ipv6Addr::from),
             origin: origin.as_deref(),
             environment: environment.as_deref(),
+            costs: costs.as_costs(),
             want_metadata,
+            want_balances,
         })));
     }
 
     #[test]
-    fn refund_round_trips(
+    fn refund_and_debit_round_trip(
         request_id in any::<u32>(),
-        cost in 1..=u32::MAX,
+        cost in any::<u32>(),
         digest in any::<[u8; 32]>(),
         key in option::of(vec(any::<u8>(), 0..=MAX_KEY)),
-        limit in option::of(text(MAX_NAME)),
+        costs in any_costs(),
+        want_balances in any::<bool>(),
     ) {
-        assert_round_trip(Frame::Request(Request::Refund(Refund {
-            request_id,
-            cost,
-            credential: key.as_deref().map_or(Credential::Digest(digest), Credential::RawKey),
-            limit: limit.as_deref(),
-        })));
+        let costs = costs.as_costs();
+        let cost = if costs.is_none() { cost.max(1) } else { cost };
+        let credential = key.as_deref().map_or(Credential::Digest(digest), Credential::RawKey);
+        let refund = Adjustment { request_id, cost, credential, costs, want_balances };
+        let debit = Adjustment { request_id, cost, credential, costs, want_balances };
+        assert_round_trip(Frame::Request(Request::Refund(refund)));
+        assert_round_trip(Frame::Request(Request::Debit(debit)));
     }
 
     #[test]
@@ -512,6 +572,7 @@ proptest! {
         [environment, plan, name] in [text(MAX_NAME), text(MAX_NAME), text(MAX_NAME)],
         metadata in option::of(text(1000)),
         shadow_limit in option::of(text(MAX_NAME)),
+        balances in option::of(any_balances()),
     ) {
         assert_round_trip(Frame::Response(Response::Answer(Answer {
             request_id,
@@ -524,6 +585,7 @@ proptest! {
             plan: &plan,
             metadata: metadata.as_deref(),
             shadow_limit: shadow_limit.as_deref(),
+            balances: balances.as_ref().map(BalancesBuf::as_balances),
         })));
     }
 
@@ -538,6 +600,30 @@ proptest! {
         let error = ErrorFrame { request_id, code, detail, closing, message: &message };
         assert_round_trip(Frame::Response(Response::Error(error)));
     }
+}
+
+/// No costs, or some with distinct names.
+fn any_costs() -> impl Strategy<Value = CostsBuf> {
+    let cost = (text(MAX_NAME), any::<u32>());
+    vec(cost, 0..=MAX_COSTS).prop_map(|list| {
+        let mut costs = CostsBuf::new();
+        // A name that is empty or has occurred before is left out.
+        list.iter().for_each(|(name, cost)| _ = costs.push(name, *cost));
+        costs
+    })
+}
+
+fn any_balances() -> impl Strategy<Value = BalancesBuf> {
+    let limit = (text(MAX_NAME), any::<u8>(), any::<u64>(), any::<u32>(), any::<i64>(), any::<u32>());
+    vec(limit, 0..=MAX_KEY_LIMITS).prop_map(|list| {
+        let mut balances = BalancesBuf::new();
+        for (name, kind, limit, charged, balance, reset_ms) in &list {
+            let (limit, charged, balance, reset_ms) = (*limit, *charged, *balance, *reset_ms);
+            let kind = LimitKind::from_value(*kind);
+            balances.push(&LimitBalance { name, kind, limit, charged, balance, reset_ms });
+        }
+        balances
+    })
 }
 
 /// A text of at most `max` bytes.
@@ -595,6 +681,7 @@ fn request_id(fields: &Fields) -> u32 {
         Frame::Request(Request::Hello(hello)) => hello.request_id,
         Frame::Request(Request::Verify(verify)) => verify.request_id,
         Frame::Request(Request::Refund(refund)) => refund.request_id,
+        Frame::Request(Request::Debit(debit)) => debit.request_id,
         Frame::Response(response) => response.request_id(),
     }
 }

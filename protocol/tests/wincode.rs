@@ -7,8 +7,9 @@
 mod support;
 
 use keyward_protocol::{
-    Answer, Credential, ErrorFrame, Hello, LimitState, Refund, Request, Response, ScopeMode, Scopes, Verdict,
-    Verify, Welcome, answer_flag, error_flag, refund_flag, verify_flag,
+    Adjustment, Answer, BalancesBuf, CostsBuf, Credential, ErrorFrame, Hello, LimitBalance, LimitKind,
+    LimitState, Request, Response, ScopeMode, Scopes, Verdict, Verify, Welcome, adjustment_flag, answer_flag,
+    error_flag, verify_flag,
 };
 use std::net::Ipv6Addr;
 use support::{Frame, all_vectors, decode, valid_vectors};
@@ -65,6 +66,37 @@ struct AnswerBody {
 }
 
 #[derive(SchemaRead, SchemaWrite)]
+struct Cost {
+    name: Text8,
+    cost: u32,
+}
+
+#[derive(SchemaRead, SchemaWrite)]
+struct CostList(#[wincode(with = "containers::Vec<Cost, u8>")] Vec<Cost>);
+
+#[derive(SchemaRead, SchemaWrite)]
+struct Balance {
+    name: Text8,
+    kind: u8,
+    limit: u64,
+    charged: u32,
+    balance: i64,
+    reset_ms: u32,
+}
+
+#[derive(SchemaRead, SchemaWrite)]
+struct BalanceList(#[wincode(with = "containers::Vec<Balance, u8>")] Vec<Balance>);
+
+/// The fields of ANSWER that have a flag.
+struct AnswerOptions {
+    metadata: Option<Text16>,
+    shadow_limit: Option<Text8>,
+    balances: Option<BalanceList>,
+    /// The balances as the codec's type.
+    encoded_balances: Option<BalancesBuf>,
+}
+
+#[derive(SchemaRead, SchemaWrite)]
 struct ErrorBody {
     code: u8,
     detail: u32,
@@ -80,21 +112,28 @@ struct VerifyBody {
     ip: Option<[u8; 16]>,
     origin: Option<Text16>,
     environment: Option<Text8>,
+    costs: Option<CostList>,
+    /// The costs as the codec's type.
+    encoded_costs: CostsBuf,
 }
 
-struct RefundBody {
+/// REFUND and DEBIT.
+struct AdjustmentBody {
     cost: u32,
     digest: Option<[u8; 32]>,
     key: Option<Text16>,
-    limit: Option<Text8>,
+    costs: Option<CostList>,
+    /// The costs as the codec's type.
+    encoded_costs: CostsBuf,
 }
 
 enum Body {
     Hello(HelloBody),
     Verify(VerifyBody),
-    Refund(RefundBody),
+    Refund(AdjustmentBody),
+    Debit(AdjustmentBody),
     Welcome(WelcomeBody),
-    Answer(AnswerBody, Option<Text16>, Option<Text8>),
+    Answer(AnswerBody, AnswerOptions),
     Error(ErrorBody),
 }
 
@@ -131,12 +170,16 @@ fn read_frame(mut bytes: &[u8]) -> (Header, Body) {
         0x01 => Body::Hello(read(rest)),
         0x02 => Body::Verify(read_verify(rest, flags)),
         0x81 => Body::Welcome(read(rest)),
-        0x03 => Body::Refund(read_refund(rest, flags)),
-        0x82 => Body::Answer(
-            read(rest),
-            read_if(flags & answer_flag::METADATA, rest),
-            read_if(flags & answer_flag::SHADOW, rest),
-        ),
+        0x03 => Body::Refund(read_adjustment(rest, flags)),
+        0x04 => Body::Debit(read_adjustment(rest, flags)),
+        0x82 => {
+            let body = read(rest);
+            let metadata = read_if(flags & answer_flag::METADATA, rest);
+            let shadow_limit = read_if(flags & answer_flag::SHADOW, rest);
+            let balances: Option<BalanceList> = read_if(flags & answer_flag::BALANCES, rest);
+            let encoded_balances = balances.as_ref().map(BalanceList::encoded);
+            Body::Answer(body, AnswerOptions { metadata, shadow_limit, balances, encoded_balances })
+        }
         0xff => Body::Error(read(rest)),
         other => panic!("unexpected kind {other}"),
     };
@@ -145,7 +188,7 @@ fn read_frame(mut bytes: &[u8]) -> (Header, Body) {
 }
 
 fn read_verify(rest: &mut &[u8], flags: u16) -> VerifyBody {
-    VerifyBody {
+    let mut verify = VerifyBody {
         cost: read(rest),
         digest: read_if(!flags & verify_flag::RAW_KEY, rest),
         key: read_if(flags & verify_flag::RAW_KEY, rest),
@@ -153,16 +196,23 @@ fn read_verify(rest: &mut &[u8], flags: u16) -> VerifyBody {
         ip: read_if(flags & verify_flag::IP, rest),
         origin: read_if(flags & verify_flag::ORIGIN, rest),
         environment: read_if(flags & verify_flag::ENVIRONMENT, rest),
-    }
+        costs: read_if(flags & verify_flag::COSTS, rest),
+        encoded_costs: CostsBuf::new(),
+    };
+    verify.encoded_costs = CostList::encoded(verify.costs.as_ref());
+    verify
 }
 
-fn read_refund(rest: &mut &[u8], flags: u16) -> RefundBody {
-    RefundBody {
+fn read_adjustment(rest: &mut &[u8], flags: u16) -> AdjustmentBody {
+    let mut adjustment = AdjustmentBody {
         cost: read(rest),
-        digest: read_if(!flags & refund_flag::RAW_KEY, rest),
-        key: read_if(flags & refund_flag::RAW_KEY, rest),
-        limit: read_if(flags & refund_flag::LIMIT, rest),
-    }
+        digest: read_if(!flags & adjustment_flag::RAW_KEY, rest),
+        key: read_if(flags & adjustment_flag::RAW_KEY, rest),
+        costs: read_if(flags & adjustment_flag::COSTS, rest),
+        encoded_costs: CostsBuf::new(),
+    };
+    adjustment.encoded_costs = CostList::encoded(adjustment.costs.as_ref());
+    adjustment
 }
 
 fn read<T: for<'de> SchemaRead<'de, DefaultConfig, Dst = T>>(rest: &mut &[u8]) -> T {
@@ -186,18 +236,20 @@ fn write_frame(header: &Header, body: &Body) -> Vec<u8> {
             write_if(&verify.ip, &mut out);
             write_if(&verify.origin, &mut out);
             write_if(&verify.environment, &mut out);
+            write_if(&verify.costs, &mut out);
         }
-        Body::Refund(refund) => {
-            write(&refund.cost, &mut out);
-            write_if(&refund.digest, &mut out);
-            write_if(&refund.key, &mut out);
-            write_if(&refund.limit, &mut out);
+        Body::Refund(adjustment) | Body::Debit(adjustment) => {
+            write(&adjustment.cost, &mut out);
+            write_if(&adjustment.digest, &mut out);
+            write_if(&adjustment.key, &mut out);
+            write_if(&adjustment.costs, &mut out);
         }
         Body::Welcome(welcome) => write(welcome, &mut out),
-        Body::Answer(answer, metadata, shadow_limit) => {
+        Body::Answer(answer, options) => {
             write(answer, &mut out);
-            write_if(metadata, &mut out);
-            write_if(shadow_limit, &mut out);
+            write_if(&options.metadata, &mut out);
+            write_if(&options.shadow_limit, &mut out);
+            write_if(&options.balances, &mut out);
         }
         Body::Error(error) => write(error, &mut out),
     }
@@ -225,6 +277,7 @@ fn to_frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
         })),
         Body::Verify(verify) => Frame::Request(Request::Verify(verify.to_frame(header))),
         Body::Refund(refund) => Frame::Request(Request::Refund(refund.to_frame(header))),
+        Body::Debit(debit) => Frame::Request(Request::Debit(debit.to_frame(header))),
         Body::Welcome(welcome) => Frame::Response(Response::Welcome(Welcome {
             request_id,
             version: welcome.version,
@@ -236,7 +289,7 @@ fn to_frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
             generation: welcome.generation,
             server: welcome.server.text(),
         })),
-        Body::Answer(answer, metadata, shadow_limit) => Frame::Response(Response::Answer(Answer {
+        Body::Answer(answer, options) => Frame::Response(Response::Answer(Answer {
             request_id,
             verdict: Verdict::from_value(answer.verdict),
             generation: answer.generation,
@@ -251,8 +304,9 @@ fn to_frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
             owner: answer.owner.text(),
             environment: answer.environment.text(),
             plan: answer.plan.text(),
-            metadata: metadata.as_ref().map(Text16::text),
-            shadow_limit: shadow_limit.as_ref().map(Text8::text),
+            metadata: options.metadata.as_ref().map(Text16::text),
+            shadow_limit: options.shadow_limit.as_ref().map(Text8::text),
+            balances: options.encoded_balances.as_ref().map(BalancesBuf::as_balances),
         })),
         Body::Error(error) => Frame::Response(Response::Error(ErrorFrame {
             request_id,
@@ -276,19 +330,49 @@ impl VerifyBody {
             ip: self.ip.map(Ipv6Addr::from),
             origin: self.origin.as_ref().map(Text16::text),
             environment: self.environment.as_ref().map(Text8::text),
+            costs: self.encoded_costs.as_costs(),
             want_metadata: header.flags & verify_flag::METADATA != 0,
+            want_balances: header.flags & verify_flag::BALANCES != 0,
         }
     }
 }
 
-impl RefundBody {
-    fn to_frame(&self, header: &Header) -> Refund<'_> {
-        Refund {
+impl AdjustmentBody {
+    fn to_frame<const KIND: u8>(&self, header: &Header) -> Adjustment<'_, KIND> {
+        Adjustment {
             request_id: header.request_id,
             cost: self.cost,
             credential: credential(self.digest, self.key.as_ref()),
-            limit: self.limit.as_ref().map(Text8::text),
+            costs: self.encoded_costs.as_costs(),
+            want_balances: header.flags & adjustment_flag::BALANCES != 0,
         }
+    }
+}
+
+impl CostList {
+    fn encoded(list: Option<&Self>) -> CostsBuf {
+        let mut costs = CostsBuf::new();
+        for Cost { name, cost } in list.into_iter().flat_map(|list| &list.0) {
+            costs.push(name.text(), *cost).unwrap();
+        }
+        costs
+    }
+}
+
+impl BalanceList {
+    fn encoded(&self) -> BalancesBuf {
+        let mut balances = BalancesBuf::new();
+        for limit in &self.0 {
+            balances.push(&LimitBalance {
+                name: limit.name.text(),
+                kind: LimitKind::from_value(limit.kind),
+                limit: limit.limit,
+                charged: limit.charged,
+                balance: limit.balance,
+                reset_ms: limit.reset_ms,
+            });
+        }
+        balances
     }
 }
 

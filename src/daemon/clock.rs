@@ -9,22 +9,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-use keyward_engine::limiter::{ClockReading, TICKS_PER_NANOSECOND};
-use keyward_engine::now::{MAX_TICKS, MAX_UNIX, Now};
+use keyward_engine::limiter::ClockReading;
+use keyward_engine::now::{MAX_UNIX, Now};
 
-/// The first tick. A bucket whose state is 0 is then already full.
-const FIRST_TICK: u64 = 1;
+/// The first nanosecond. A bucket whose word is 0 is then already full.
+const FIRST_NANOSECOND: u64 = 1;
 
-/// Reads [`Now`], in ticks since this clock's origin.
+/// Reads [`Now`], in nanoseconds since this clock's origin.
 ///
 /// All parts of a daemon that charge the same buckets must count from the same origin: create one
 /// clock at startup and clone it for each thread. Sharing one clock between threads is correct but
-/// slower, because the cache line of its latest tick would move between their processors.
+/// slower, because the cache line of its latest time would move between their processors.
 #[derive(Debug)]
 pub struct Clock {
     /// CLOCK_BOOTTIME at construction, in nanoseconds.
     origin: i64,
-    /// The latest tick returned.
+    /// The latest nanoseconds returned.
     latest: AtomicU64,
 }
 
@@ -32,13 +32,14 @@ impl Clock {
     /// A clock whose origin is the current time.
     #[expect(clippy::new_without_default, reason = "a second origin must be explicit")]
     pub fn new() -> Self {
-        Self { origin: nanoseconds(read(ClockId::Boottime)), latest: AtomicU64::new(FIRST_TICK) }
+        Self { origin: nanoseconds(read(ClockId::Boottime)), latest: AtomicU64::new(FIRST_NANOSECOND) }
     }
 
-    /// The current time. The ticks of one clock never decrease, even if the system's clock does.
+    /// The current time. The nanoseconds of one clock never decrease, even if the system's clock does.
     pub fn now(&self) -> Now {
-        let ticks = ticks_since(self.origin, read(ClockId::Boottime));
-        Now { ticks: self.at_least_latest(ticks), unix: unix_seconds(read(ClockId::Realtime)) }
+        let elapsed = nanoseconds_since(self.origin, read(ClockId::Boottime));
+        let (unix, millisecond) = unix_time(read(ClockId::Realtime));
+        Now { nanoseconds: self.at_least_latest(elapsed), unix, millisecond }
     }
 
     /// The current time on clocks without an origin, for balances that another process may continue
@@ -53,10 +54,10 @@ impl Clock {
         }
     }
 
-    /// Returns the latest tick while the system's clock is behind it. Relaxed ordering is enough,
+    /// Returns the latest time while the system's clock is behind it. Relaxed ordering is enough,
     /// because the value is not used to synchronise any other memory.
-    fn at_least_latest(&self, ticks: u64) -> u64 {
-        self.latest.fetch_max(ticks, Ordering::Relaxed).max(ticks)
+    fn at_least_latest(&self, nanoseconds: u64) -> u64 {
+        self.latest.fetch_max(nanoseconds, Ordering::Relaxed).max(nanoseconds)
     }
 }
 
@@ -106,16 +107,18 @@ fn nanoseconds(time: Timespec) -> i64 {
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
 }
 
-fn ticks_since(origin: i64, time: Timespec) -> u64 {
-    let elapsed = u64::try_from(nanoseconds(time).saturating_sub(origin)).unwrap_or(0);
-    elapsed.saturating_mul(TICKS_PER_NANOSECOND).saturating_add(FIRST_TICK).min(MAX_TICKS)
+fn nanoseconds_since(origin: i64, time: Timespec) -> u64 {
+    u64::try_from(nanoseconds(time).saturating_sub(origin)).unwrap_or(0) + FIRST_NANOSECOND
 }
 
-fn unix_seconds(time: Timespec) -> u32 {
+/// Unix seconds, and the milliseconds of the second.
+fn unix_time(time: Timespec) -> (u32, u16) {
     match u32::try_from(time.tv_sec) {
-        Ok(seconds) => seconds.min(MAX_UNIX),
-        Err(_) if time.tv_sec < 0 => 0,
-        Err(_) => MAX_UNIX,
+        Ok(seconds) if seconds < MAX_UNIX => {
+            (seconds, u16::try_from(time.tv_nsec / 1_000_000).unwrap_or(0).min(999))
+        }
+        Err(_) if time.tv_sec < 0 => (0, 0),
+        _ => (MAX_UNIX, 999),
     }
 }
 
@@ -130,52 +133,43 @@ mod tests {
     }
 
     #[test]
-    fn ticks_start_at_one_and_count_eighths_of_a_nanosecond() {
+    fn nanoseconds_start_at_one() {
         let origin = 5 * SECOND + 7;
-        assert_eq!(ticks_since(origin, at(5, 7)), 1);
-        assert_eq!(ticks_since(origin, at(5, 8)), 9);
-        assert_eq!(ticks_since(origin, at(6, 7)), 8_000_000_001);
-        assert_eq!(ticks_since(origin, at(6, 6)), 7_999_999_993);
+        assert_eq!(nanoseconds_since(origin, at(5, 7)), 1);
+        assert_eq!(nanoseconds_since(origin, at(5, 8)), 2);
+        assert_eq!(nanoseconds_since(origin, at(6, 6)), 1_000_000_000);
+        assert_eq!(nanoseconds_since(i64::MIN, at(i64::MAX, 0)), 1 + i64::MAX as u64, "they saturate");
     }
 
     #[test]
-    fn clock_behind_its_origin_returns_the_first_tick() {
-        assert_eq!(ticks_since(5 * SECOND, at(4, 0)), 1);
-        assert_eq!(ticks_since(i64::MAX, at(i64::MIN, 0)), 1);
+    fn clock_behind_its_origin_returns_the_first_nanosecond() {
+        assert_eq!(nanoseconds_since(5 * SECOND, at(4, 0)), 1);
+        assert_eq!(nanoseconds_since(i64::MAX, at(i64::MIN, 0)), 1);
     }
 
     #[test]
-    fn ticks_stop_after_nine_years() {
-        let year = 365 * 86_400;
-        assert!(ticks_since(0, at(9 * year, 0)) < MAX_TICKS);
-        assert_eq!(ticks_since(0, at(10 * year, 0)), MAX_TICKS);
-        assert_eq!(ticks_since(0, at(i64::MAX, i64::MAX)), MAX_TICKS);
-        assert_eq!(MAX_TICKS >> 61, 0, "it fits in 61 bits");
+    fn unix_time_saturates_below_the_value_for_never() {
+        assert_eq!(unix_time(at(-1, 0)), (0, 0));
+        assert_eq!(unix_time(at(1_795_255_200, 999_999_999)), (1_795_255_200, 999));
+        assert_eq!(unix_time(at(1_795_255_200, 1_000_000)), (1_795_255_200, 1));
+        assert_eq!(unix_time(at(i64::from(u32::MAX), 0)), (u32::MAX - 1, 999));
+        assert_eq!(unix_time(at(i64::MAX, 0)), (u32::MAX - 1, 999));
     }
 
     #[test]
-    fn unix_seconds_saturate_below_the_value_for_never() {
-        assert_eq!(unix_seconds(at(-1, 0)), 0);
-        assert_eq!(unix_seconds(at(1_795_255_200, 999_999_999)), 1_795_255_200);
-        assert_eq!(unix_seconds(at(i64::from(u32::MAX), 0)), u32::MAX - 1);
-        assert_eq!(unix_seconds(at(i64::MAX, 0)), u32::MAX - 1);
-    }
-
-    #[test]
-    fn ticks_never_decrease() {
+    fn nanoseconds_never_decrease() {
         let clock = Clock::new();
         assert_eq!(clock.at_least_latest(100), 100);
         assert_eq!(clock.at_least_latest(99), 100, "the system's clock has stepped back");
-        assert_eq!(clock.clone().at_least_latest(1), 100, "a clone starts at its original's latest tick");
+        assert_eq!(clock.clone().at_least_latest(1), 100, "a clone starts at its original's latest time");
         assert_eq!(clock.at_least_latest(101), 101);
 
         let clock = Clock::new();
         let mut before = 0;
         for _ in 0..10_000 {
             let now = clock.now();
-            assert!((1..=MAX_TICKS).contains(&now.ticks));
-            assert!(now.ticks >= before);
-            before = now.ticks;
+            assert!(now.nanoseconds >= before.max(FIRST_NANOSECOND));
+            before = now.nanoseconds;
         }
     }
 
@@ -183,9 +177,9 @@ mod tests {
     fn clones_count_from_the_same_origin() {
         let clock = Clock::new();
         let clone = clock.clone();
-        let first = clock.now().ticks;
-        let second = clone.now().ticks;
-        let third = clock.now().ticks;
+        let first = clock.now().nanoseconds;
+        let second = clone.now().nanoseconds;
+        let third = clock.now().nanoseconds;
         assert!(first <= second && second <= third, "{first} {second} {third}");
     }
 

@@ -36,11 +36,21 @@
 //!
 //! # A revocation
 //!
-//! A revocation does not wait for a reload. [`revocation`] sets a bit in the entries of the
-//! snapshot that is being served, [`publish`] advances the epoch, and the acknowledgement comes
-//! when the line is on disk (or the disk has refused it) and every worker has passed the epoch. A
-//! reload marks its snapshot before the swap, and removes from the list what the source itself has
-//! revoked for long enough.
+//! A revocation does not wait for a reload. [`revocation`] publishes it in the next generation, as
+//! an overlay of the snapshot that is being served, which advances the epoch ([`publish`]). The
+//! acknowledgement comes when the line is on disk (or the disk has refused it) and every worker has
+//! passed the epoch. Then a bit is set in the entries, and the overlay is dropped. A reload marks
+//! its snapshot before the swap, and removes from the list what the source itself has revoked for
+//! long enough.
+//!
+//! # Generations
+//!
+//! A generation numbers a state of all keys. A reload, a revocation, its end and a takeaway each
+//! publish the next one, and nothing else changes what is published, so two answers of one
+//! generation differ only by time and balances. A snapshot keeps the generation in which it came
+//! into force as its *table generation*: it is what an accepted reload reports, what usage and the
+//! [last good keys](reload::last_good) are filed under, and what `keyward status` shows beside the
+//! generation in force.
 //!
 //! # Threads
 //!
@@ -56,8 +66,8 @@
 //! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
 //! | `notify-rs …` | the `notify` crate's: tells `reload` about changes on the source's path |
 //! | `watch` | renews the watches on the source's path |
-//! | (blocking) | a revocation, while it waits for the disk; reads pages of the list, encodes long replies, and queues messages for `usage` |
-//! | `revocations` | writes the list of revocations, and retries what could not be written |
+//! | (blocking) | a revocation, while it waits for the disk; sets its marks afterwards; reads pages of the list, reads and resets balances, encodes long replies, and queues messages for `usage` |
+//! | `revocations` | writes the list of revocations, retries what could not be written, and reserves generations ahead |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes usage: no disk holds up the merging |
 //! | `log` | writes the log to standard error; no other thread does ([`log`]) |
@@ -65,7 +75,9 @@
 //!
 //! # Invariants
 //!
-//! * A writer stores the change, then advances the epoch. A worker reports an epoch as passed only
+//! * What is published never changes. A mark in an entry is set only while an overlay decides in
+//!   its place for every worker ([`revocation`]).
+//! * A writer publishes the change, then advances the epoch. A worker reports an epoch as passed only
 //!   when no answer computed in an earlier one is unsent ([`publish`]).
 //! * A revocation is in force everywhere before it is acknowledged, and durable unless the
 //!   acknowledgement says otherwise ([`revocation`]). Files that cannot be written are listed

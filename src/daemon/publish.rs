@@ -1,20 +1,24 @@
-//! The atomic swap of snapshots, and the wait until no answer of an older one can leave.
+//! The atomic publication of what workers answer from, and the wait until no answer of an older
+//! publication can leave.
 //!
-//! This is RCU with explicit quiescent states. One writer replaces the snapshot that many readers,
-//! the workers, use without a lock. Every change of answers advances the *epoch*: a swap to a new
-//! snapshot, and a revocation or a takeaway, which change the current snapshot in place.
+//! This is RCU with explicit quiescent states. Writers, one at a time, replace what many readers, the
+//! workers, use without a lock: a [`Published`] snapshot with its generation, and an overlay of the
+//! changes that are not in its entries yet. Every change of answers is such a publication, in the
+//! next generation, and advances the *epoch*: a swap to a new snapshot, a revocation, a takeaway.
 //!
 //! From a change to its acknowledgement, and after it:
 //!
-//! 1. The writer stores the change: it swaps the pointer to the snapshot, or marks entries in it.
-//! 2. The writer advances the epoch. A worker reads the epoch before the snapshot, once per filled
-//!    buffer, so it sees every change up to the epoch that it tags its answers with.
-//! 3. Each worker *passes* the epoch once it has reached a quiescent state: its cached snapshot is
-//!    refreshed, and no answer of an older epoch waits in a connection's output. It reports the
+//! 1. The writer stores the pointer to the new publication.
+//! 2. The writer advances the epoch. A worker reads the epoch before the publication, once per
+//!    filled buffer, so it sees every change up to the epoch that it tags its answers with.
+//! 3. Each worker *passes* the epoch once it has reached a quiescent state: its cached publication
+//!    is refreshed, and no answer of an older epoch waits in a connection's output. It reports the
 //!    epoch.
 //! 4. The writer waits until all workers have passed the epoch ([`Epochs::wait_passed`]). Only then
 //!    is the reload or the revocation acknowledged: acknowledged means in force.
-//! 5. The thread that reloads drops the old snapshot, so no request pays for freeing it.
+//! 5. After a reload, the thread that reloads drops the old snapshot, so no request pays for freeing
+//!    it. After a revocation or a takeaway, the change is [marked](crate::revocation) in the
+//!    entries, and the same generation is published without the overlay.
 //!
 //! [A reload](crate::reload#the-order-of-a-reload) has more steps before and after these. Tests of
 //! the promise:
@@ -30,8 +34,9 @@
 //! * takeaways: `takeaways_are_not_acknowledged_before_every_worker_has_passed_the_epoch` in
 //!   `reload/tests.rs`.
 //!
-//! A reload and any number of revocations may wait at the same time. Epochs count changes; a
-//! [generation](keyward_state::Generations) numbers snapshots and is what answers name.
+//! A reload and any number of revocations may wait at the same time. Epochs count changes since the
+//! start. A [generation](keyward_state::Generations) numbers the state of all keys: answers name it,
+//! and it is not used again after a restart.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,11 +44,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::{ArcSwapOption, Cache};
 use tokio::sync::watch;
 
-use keyward_engine::snapshot::Snapshot;
+use keyward_engine::snapshot::{Overlay, Snapshot, View};
 
-type Current = Arc<ArcSwapOption<Snapshot>>;
+type Current = Arc<ArcSwapOption<Published>>;
 
-/// The writing side. There is one; the reload thread owns it.
+/// What workers answer from. It never changes.
+pub struct Published {
+    snapshot: Arc<Snapshot>,
+    generation: u64,
+    /// `None` if it would be empty.
+    overlay: Option<Overlay>,
+}
+
+/// The writing side. Clones publish to the same workers; the lock of
+/// [`Revocations`](crate::revocation::Revocations) serializes them.
+#[derive(Clone)]
 pub struct Publisher {
     current: Current,
     epochs: Epochs,
@@ -64,14 +79,37 @@ pub struct Epochs {
     passed: Arc<[watch::Receiver<u64>]>,
 }
 
-/// A worker's side: its cached snapshot and its report of quiescent states.
+/// A worker's side: its cached publication and its report of quiescent states.
 pub struct Subscription {
-    cache: Cache<Current, Option<Arc<Snapshot>>>,
+    cache: Cache<Current, Option<Arc<Published>>>,
     epoch: Arc<AtomicU64>,
     /// Notifies the worker of a new epoch.
     pub announced: watch::Receiver<u64>,
     /// Where the worker reports the latest epoch that it has passed.
     pub passed: watch::Sender<u64>,
+}
+
+impl Published {
+    /// A snapshot in `generation`, with the changes that are not in its entries yet.
+    pub fn new(snapshot: Arc<Snapshot>, generation: u64, overlay: Overlay) -> Self {
+        Self { snapshot, generation, overlay: Some(overlay).filter(|overlay| !overlay.is_empty()) }
+    }
+
+    /// The snapshot.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// The generation of the answers.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What requests are decided by.
+    #[inline]
+    pub fn view(&self) -> View<'_> {
+        View { snapshot: &self.snapshot, generation: self.generation, overlay: self.overlay.as_ref() }
+    }
 }
 
 impl Publisher {
@@ -102,13 +140,25 @@ impl Publisher {
         self.epochs.clone()
     }
 
-    /// Makes `snapshot` the current one, advances the epoch, and returns it. Every buffer that is
-    /// filled from now on is answered from it. Once the epoch is [passed](Epochs::wait_passed), it
-    /// is in force on every connection, and no worker uses the previous one. To free the previous
-    /// one later and elsewhere, the caller holds it too.
-    pub fn swap(&self, snapshot: Arc<Snapshot>) -> u64 {
-        self.current.store(Some(snapshot));
+    /// Publishes a change, advances the epoch, and returns it. Every buffer that is filled from now
+    /// on is answered from it. Once the epoch is [passed](Epochs::wait_passed), it is in force on
+    /// every connection, and no worker uses the previous publication. To free the previous snapshot
+    /// later and elsewhere, the caller holds it too.
+    pub fn publish(&self, published: Published) -> u64 {
+        self.current.store(Some(Arc::new(published)));
         self.epochs.advance()
+    }
+
+    /// Publishes the current generation in another form, which answers every request alike. Workers
+    /// take it up when they fill their next buffers.
+    pub fn replace(&self, published: Published) {
+        self.current.store(Some(Arc::new(published)));
+    }
+
+    /// [Publishes](Self::publish) a snapshot in its table generation.
+    pub fn swap(&self, snapshot: Arc<Snapshot>) -> u64 {
+        let generation = snapshot.table_generation();
+        self.publish(Published::new(snapshot, generation, Overlay::default()))
     }
 }
 
@@ -126,6 +176,17 @@ impl Epochs {
         epoch
     }
 
+    /// The latest epoch that every worker has passed. A worker that has ended has passed all epochs.
+    pub fn passed(&self) -> u64 {
+        let current = self.epoch.load(Ordering::Acquire);
+        let of_worker = |worker: &watch::Receiver<u64>| {
+            // The order matters: a worker that has ended after the second call had passed less.
+            let passed = *worker.borrow();
+            if worker.has_changed().is_err() { current } else { passed }
+        };
+        self.passed.iter().map(of_worker).min().unwrap_or(current)
+    }
+
     /// Waits until every worker has passed `epoch`. From then on, no answer that contradicts the
     /// changes up to it can leave on any connection. A worker that has ended has passed all epochs.
     pub async fn wait_passed(&self, epoch: u64) {
@@ -138,28 +199,32 @@ impl Epochs {
 }
 
 impl SnapshotReader {
-    /// The current snapshot.
+    /// The current snapshot. Its entries may lack the latest changes.
     pub fn current(&self) -> Option<Arc<Snapshot>> {
+        self.published().map(|published| Arc::clone(&published.snapshot))
+    }
+
+    /// What workers answer from.
+    pub fn published(&self) -> Option<Arc<Published>> {
         self.current.load_full()
     }
 }
 
 impl Subscription {
-    /// The current epoch. Read it before [`load`](Self::load): then the snapshot is at least as
-    /// new.
+    /// The current epoch. Read it before [`load`](Self::load): then the view is at least as new.
     #[inline]
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// The current snapshot.
-    pub fn load(&mut self) -> Option<&Snapshot> {
-        self.cache.load().as_deref()
+    /// What requests are decided by.
+    pub fn load(&mut self) -> Option<View<'_>> {
+        self.load_published().map(Published::view)
     }
 
-    /// As [`load`](Self::load), for callers that retain it.
-    pub fn load_arc(&mut self) -> Option<&Arc<Snapshot>> {
-        self.cache.load().as_ref()
+    /// As [`load`](Self::load), for callers that retain the snapshot.
+    pub fn load_published(&mut self) -> Option<&Published> {
+        self.cache.load().as_deref()
     }
 }
 
@@ -185,7 +250,11 @@ mod tests {
         workers[1].passed.send_replace(1);
         // Two waits at the same time, for different epochs.
         assert!(is_passed(&epochs, 1) && !is_passed(&epochs, 2));
+        assert_eq!(epochs.passed(), 1);
         workers.pop();
         assert!(is_passed(&epochs, 2) && !is_passed(&epochs, 3));
+        assert_eq!((epochs.advance(), epochs.passed()), (3, 2));
+        workers.pop();
+        assert_eq!(epochs.passed(), 3, "no worker is left");
     }
 }

@@ -3,11 +3,16 @@
 //! It is part of each snapshot, so no answer combines the keys of one configuration with the policy
 //! of another.
 
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+
 use crate::key_format::Prefix;
 use crate::pepper::{Pepper, Peppers};
+use crate::record::Plans;
 
 /// What applies to every key.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GlobalPolicy {
     /// Prefixes of keys minted by keyward. A raw key with one of them and a wrong checksum is
     /// malformed.
@@ -18,6 +23,22 @@ pub struct GlobalPolicy {
     /// The peppers that keys are hashed with. If set, requests must carry raw keys instead of
     /// digests.
     pub peppers: Option<Peppers>,
+    /// The time zone of calendar quotas.
+    pub time_zone: TimeZone,
+    /// The plans, which may name limits that no key has.
+    pub plans: Arc<Plans>,
+}
+
+impl Default for GlobalPolicy {
+    fn default() -> Self {
+        Self {
+            minted_prefixes: Vec::new(),
+            max_staleness: None,
+            peppers: None,
+            time_zone: TimeZone::UTC,
+            plans: Arc::default(),
+        }
+    }
 }
 
 /// Which digests of an earlier policy can still be looked up under a later one.

@@ -39,7 +39,9 @@
 //! # Invariants
 //!
 //! * Only three atomic parts of an entry change after publication: an operator's revocation,
-//!   takeaways of a refused source (status and expiry), and the pepper that it was found with.
+//!   takeaways of a refused source (status and expiry), and the pepper that it was found with. The
+//!   first two change only while an overlay decides in their place, so two answers of one
+//!   generation differ only by time and balances.
 //! * A bucket admits at most `burst + rate × t` over any time `t`, regardless of the number of
 //!   threads and reloads.
 //! * An unknown key costs what a known one costs: there is no shorter path for a miss.
@@ -53,7 +55,10 @@
 //! | `key_id` | the public name of a key; rows that share one are one key in rotation, with one balance |
 //! | owner | the account that keys belong to; a limit may be shared by all keys of an owner |
 //! | snapshot | the immutable table of all keys and their policy |
-//! | generation | the number of a snapshot; every answer names the one that it came from |
+//! | generation | the number of a state of all keys; a reload, a revocation and a takeaway move it; every answer names the one that it came from |
+//! | table generation | of a snapshot: the generation in which it came into force |
+//! | view | a snapshot in one generation: with the changes that its entries do not have yet |
+//! | overlay | the revocations and takeaways that are in force and not marked in the entries yet |
 //! | epoch | a counter that every change of answers advances (as in RCU: a grace period ends when all workers have passed it) |
 //! | verdict | the answer's code: `ALLOWED`, or the first reason for a denial |
 //! | restriction | a property of a key that decides what it may do: status, times, environment, plan, scopes, networks, origins, limits ([`FieldSet::RESTRICTIONS`](record::FieldSet::RESTRICTIONS)) |

@@ -118,6 +118,29 @@ mod tests {
     }
 
     #[test]
+    fn header_without_rows_is_refused_as_in_the_whole_file() {
+        for (end, is_accepted) in [
+            ("", false),
+            ("\r", false),
+            ("\n\r", false),
+            ("\r\r", false),
+            ("\n", true),
+            ("\r\n", true),
+            ("\r\n\n", true),
+        ] {
+            let text = format!("{}{end}", HEADER.trim_end());
+            let mut diagnostics = Diagnostics::new("keys");
+            let mut sink = |_: u64, _: &KeyRecord<'_>| Ok(());
+            read(text.as_bytes(), Format::Csv, &mapping(), &mut sink, &mut diagnostics).expect("reads");
+            assert_eq!(diagnostics.is_empty(), is_accepted, "{end:?}: {diagnostics}");
+            let chunk = ChunkReader::new(Format::Csv, &mapping(), text.as_bytes());
+            let read =
+                chunk.is_some_and(|(mut reader, start)| reader.read(&text.as_bytes()[start..], |_| {}));
+            assert_eq!(read, is_accepted, "{end:?}");
+        }
+    }
+
+    #[test]
     fn byte_order_mark_inside_the_file_is_text() {
         let rows = format!("\u{feff}x,{:064x},one,b,,,,\n\u{feff}k,{:064x},two,yy,,,,\n", 1, 2);
         assert_eq!(read_rows(&rows).map(|records| records.len()), Some(2));

@@ -97,8 +97,8 @@ fn row_becomes_the_same_record_in_either_format() {
         "plan: \"pro\", status: Disabled, not_before: 1795255200, expires_at: 1795255201",
         "scopes: [\"orders:*\", \"users:read\"], allowed_ips: Some([10.0.0.0/8, ::1/128])",
         "prefix: \"https://\", suffix: \".example.com\"",
-        "name: \"requests\", rate: Rate { period: 80000000, burst: 200 }",
-        "name: \"default\", rate: Rate { period: 16000000000, burst: 5 }",
+        "name: \"requests\", rule: Bucket { rate: Rate { period: 10000000, burst: 200",
+        "name: \"default\", rule: Bucket { rate: Rate { period: 2000000000, burst: 5",
         "metadata: \"{\\\"a\\\": [1]}\", present_fields: FieldSet(8191) }",
     ] {
         assert!(first.contains(part), "{part} in {first}");
@@ -327,7 +327,7 @@ fn all_problems_of_a_row_are_reported() {
          keys:2: column 3 (status): \"Active\" is not a status; it is active, disabled or revoked\n\
          keys:2: column 4 (expires_at): \"2026-11-21\" has no time of day; write it as 2026-11-21T10:00:00Z\n\
          keys:2: column 6 (scopes): it has an empty item; separate items by one comma or by spaces\n\
-         keys:2: column 5 (limits): \"x\" is not a period; it is s, m, h or d, or several of one as in 30d\n\
+         keys:2: column 5 (limits): \"x\" is not a period; it is s, m, h or d, several of one as in 30d, or hour, day, week or month of the calendar\n\
          keys:4: the row has 5 columns, the header 6 (and 1 more like it)"
     );
 }

@@ -49,6 +49,8 @@ const MARKER_MODE: u32 = 0o644;
 pub enum Acceptance {
     /// Continue with the remaining revocations after a loss.
     LostRevocations,
+    /// Let calendar quotas and credits begin unspent after a loss of balances.
+    LostBalances,
     /// Accept the source at the next start without comparing it.
     Source,
 }
@@ -58,6 +60,7 @@ impl Acceptance {
     pub const fn name(self) -> &'static str {
         match self {
             Self::LostRevocations => "lost-revocations",
+            Self::LostBalances => "lost-balances",
             Self::Source => "source",
         }
     }
@@ -66,6 +69,7 @@ impl Acceptance {
     const fn file(self) -> &'static str {
         match self {
             Self::LostRevocations => "accept-lost-revocations",
+            Self::LostBalances => "accept-lost-balances",
             Self::Source => "accept-source",
         }
     }
@@ -77,14 +81,19 @@ impl Acceptance {
                 "It has its list of revocations in memory and writes it anew when the file is damaged or lost, so that there \
                  is nothing to accept; keyward status --revocations lists what is revoked"
             }
+            Self::LostBalances => "To have it serve its source now, use keyward reload --force",
             Self::Source => "To have it believe its source now, use keyward reload --force",
         }
     }
 }
 
-/// Whether there is a marker in `directory` for the next start. It may turn out to be invalid.
+/// Whether the next start would find a valid marker in `directory`, as far as this user can tell. The
+/// daemon's user owns the directory.
 pub fn is_accepted(directory: &Path, acceptance: Acceptance) -> bool {
-    directory.join(acceptance.file()).exists()
+    let path = directory.join(acceptance.file());
+    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);
+    let daemon = std::fs::metadata(directory).map(|directory| directory.uid());
+    opened.and_then(|file| Ok(read_marker(&file, acceptance, daemon?).is_ok())).unwrap_or(false)
 }
 
 /// An acceptance by an operator.
@@ -190,7 +199,7 @@ impl StateDir {
         let path = self.path(acceptance.file());
         let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
         let read = match opened {
-            Ok(file) => read_marker(&file, acceptance),
+            Ok(file) => read_marker(&file, acceptance, rustix::process::geteuid().as_raw()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(&path, "read the acceptance")(error)),
         };
@@ -212,13 +221,14 @@ impl StateDir {
     }
 }
 
-/// Reads and validates the marker. The error is a message about what is wrong with it.
-fn read_marker(file: &File, acceptance: Acceptance) -> Result<AcceptanceRecord, String> {
+/// Reads and validates the marker for a daemon of the user `own`. The error is a message about what is
+/// wrong with it.
+fn read_marker(file: &File, acceptance: Acceptance, own: u32) -> Result<AcceptanceRecord, String> {
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     if !metadata.is_file() {
         return Err("it is not a regular file".to_owned());
     }
-    let (by_uid, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    let by_uid = metadata.uid();
     if by_uid != 0 && by_uid != own {
         return Err(format!("it belongs to user {by_uid}: only root and user {own} may accept"));
     }
@@ -297,6 +307,7 @@ mod tests {
         let shifts = [MAX_AGE + SignedDuration::from_secs(2), -MAX_AHEAD - SignedDuration::from_secs(5)];
         for shift in shifts {
             write(&directory, LOST, current_second() - shift);
+            assert!(!is_accepted(directory.path(), LOST), "{shift:?}");
             assert_eq!(state.take_acceptance(LOST).expect("ignored"), None, "{shift:?}");
             assert!(!directory.path().join(LOST.file()).exists());
         }
@@ -305,6 +316,7 @@ mod tests {
         fs::write(directory.path().join(LOST.file()), "{}").expect("a marker");
         assert_eq!(state.take_acceptance(LOST).expect("ignored"), None);
         write(&directory, LOST, current_second() - MAX_AGE + SignedDuration::from_secs(5));
+        assert!(is_accepted(directory.path(), LOST), "and it stays");
         assert!(state.take_acceptance(LOST).expect("one").is_some(), "just in time");
     }
 

@@ -105,6 +105,29 @@ impl StateDir {
         Self::open_within(path, explicit, health, LOCK_TIMEOUT)
     }
 
+    /// Whether [`open`](Self::open) would find the directory at `path`, or could make it, as far as
+    /// this user can see. Nothing is created, and no lock is taken.
+    ///
+    /// # Errors
+    /// When it could not, or this user may not see that (`PermissionDenied`).
+    pub fn preview(path: &Path) -> Result<(), StateDirError> {
+        let not_a_directory = || io::Error::from(io::ErrorKind::NotADirectory);
+        let (action, error) = match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(_) => ("use it as the state directory", not_a_directory()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                match std::fs::metadata(parent.unwrap_or(Path::new("."))) {
+                    Ok(found) if found.is_dir() => return Ok(()),
+                    Ok(_) => ("make the directory", not_a_directory()),
+                    Err(error) => ("make the directory", error),
+                }
+            }
+            Err(error) => ("use it as the state directory", error),
+        };
+        Err(failed(path, action)(error).into())
+    }
+
     pub(super) fn open_within(
         path: &Path,
         explicit: bool,
@@ -219,16 +242,23 @@ impl StateDir {
         self.is_new
     }
 
-    /// The name of a non-empty file that a daemon has written, other than its list of revocations.
+    /// As [`first_state_file`], in this directory.
     pub fn first_state_file(&self) -> Option<&'static str> {
-        let has_content = |name: &&str| std::fs::metadata(self.path(name)).is_ok_and(|there| there.len() > 0);
-        STATE_FILES.iter().copied().find(has_content)
+        first_state_file(&self.path)
     }
 
     /// The path of the file `name`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+}
+
+/// The name of a non-empty file in `directory` that a daemon has written, other than its list of
+/// revocations.
+pub fn first_state_file(directory: &Path) -> Option<&'static str> {
+    let has_content =
+        |name: &&str| std::fs::metadata(directory.join(name)).is_ok_and(|there| there.len() > 0);
+    STATE_FILES.iter().copied().find(has_content)
 }
 
 /// The file system and the inode of an open file.

@@ -5,7 +5,7 @@
 //! * [`replace`] replaces a whole file.
 //! * [`WriteHealth`] lists the files that cannot be written at the moment.
 //! * [`Acceptance`] is an operator's one-time decision for the next start.
-//! * [`Generations`] numbers snapshots without repetition.
+//! * [`Generations`] numbers the states of all keys without repetition.
 //! * [`disk`] has all calls that write, sync and rename, so that tests can observe their order.
 //! * [`time`] has the clock and the timed waits, so that a test can simulate them.
 //!
@@ -41,7 +41,7 @@ pub mod time;
 mod tests;
 
 pub use accept::{AcceptError, Acceptance, AcceptanceRecord, accept, is_accepted};
-pub use dir::{StateDir, StateDirError};
+pub use dir::{StateDir, StateDirError, first_state_file};
 pub use generations::Generations;
 pub use health::{Unwritten, WriteHealth};
 pub use journal::{Journal, OpenedJournal, Rotation};
@@ -88,14 +88,24 @@ pub fn open_to_read(path: &Path) -> io::Result<std::fs::File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
-/// The whole file at `path`, if there is one.
+/// The whole file at `path`, if there is one. `max_bytes` is more than any valid file has: the
+/// memory of the daemon must not depend on what another program has left there.
 ///
 /// # Errors
-/// When the file exists and cannot be read.
-pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-    let content = open_to_read(path).and_then(|mut file| {
-        let mut content = Vec::new();
-        file.read_to_end(&mut content)?;
+/// When the file exists and cannot be read, or is larger than `max_bytes`.
+pub fn read(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, FileError> {
+    let content = open_to_read(path).and_then(|file| {
+        let (mut content, mut length) = (Vec::new(), file.metadata()?.len());
+        if length <= max_bytes {
+            // It may grow meanwhile.
+            file.take(max_bytes.saturating_add(1)).read_to_end(&mut content)?;
+            length = content.len() as u64;
+        }
+        if length > max_bytes {
+            return Err(io::Error::other(format!(
+                "it is larger than {max_bytes} bytes, and so is not the file that the daemon has written"
+            )));
+        }
         Ok(content)
     });
     match content {

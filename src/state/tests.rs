@@ -113,11 +113,25 @@ fn symbolic_links_are_not_followed() {
         symlink(&precious, directory.path().join(name)).expect("a link");
     }
     assert!(Journal::open(directory.path().join("usage.jsonl"), NO_ROTATION).is_err());
-    assert!(read(&directory.path().join("usage.jsonl")).is_err());
+    assert!(read(&directory.path().join("usage.jsonl"), 100).is_err());
     assert!(StateDir::open(directory.path(), true).is_err());
     let error = replace(&directory.path().join("state"), |file| file.write_all(b"x"));
     assert!(error.is_err());
     assert_eq!(text(&precious), "precious");
+}
+
+/// Of any length: a sparse file takes no space.
+#[test]
+fn file_is_not_read_beyond_the_length_of_a_valid_one() {
+    let directory = directory();
+    let path = directory.path().join("state");
+    fs::write(&path, "0123456789").expect("writes");
+    assert_eq!(read(&path, 10).expect("reads").as_deref(), Some(&b"0123456789"[..]));
+    let error = read(&path, 9).expect_err("too long").to_string();
+    assert!(error.contains("it is larger than 9 bytes"), "{error}");
+    fs::File::options().write(true).open(&path).expect("opens").set_len(1 << 40).expect("grows");
+    let error = read(&path, 1 << 20).expect_err("too long").to_string();
+    assert!(error.contains("it is larger than 1048576 bytes"), "{error}");
 }
 
 #[test]

@@ -2,9 +2,10 @@
 //! the share of keys that it affects.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use keyward_daemon::reload::{ReloadError, Tolerance};
-use keyward_engine::record::KeyRecord;
+use keyward_daemon::reload::{Changes, ReloadError, Tolerance};
+use keyward_engine::record::{KeyRecord, Limit, Per, parse_rule};
 use keyward_engine::snapshot::{Builder, CompareOptions, Example, KeyTable};
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
@@ -54,9 +55,12 @@ fn build_table(rows: &[String]) -> KeyTable {
 
 /// Why the guard refuses a change from `before` to `after`, or `None` if it accepts it.
 fn refusal(before: &[String], after: &[String], tolerance: &Tolerance) -> Option<String> {
-    let (old, new) = (build_table(before), build_table(after));
-    let diff = new.diff_from(Some(&old), CompareOptions { now: NOW, by_key_id: false });
-    let failure = tolerance.check(Path::new("keys.csv"), &diff, old.len(), new.len()).err()?;
+    refusal_of_tables(&build_table(before), &build_table(after), tolerance)
+}
+
+fn refusal_of_tables(old: &KeyTable, new: &KeyTable, tolerance: &Tolerance) -> Option<String> {
+    let diff = new.diff_from(Some(old), CompareOptions { now: NOW, by_key_id: false });
+    let failure = tolerance.check(Path::new("keys.csv"), &Changes::of(&diff), old.len(), new.len()).err()?;
     assert!(matches!(failure, ReloadError::Guarded { .. }), "{failure}");
     Some(failure.to_string())
 }
@@ -146,6 +150,33 @@ fn change_of_access_is_refused_beyond_its_share() {
             "{change}"
         );
     }
+}
+
+/// A key that loses its owner no longer shares a limit with the other keys of that owner.
+#[test]
+fn lost_owner_loses_limits_per_owner() {
+    let table = |owner: &str, per, shadow| {
+        let mut builder = Builder::new(7, 0);
+        for number in 0..40 {
+            // The owner stays in the source, so that no restriction is lost as a whole.
+            let owner = if number == 39 { "acme" } else { owner };
+            let (key_id, digest) = (format!("k{number}"), [number; 32]);
+            let rule = parse_rule("default", "10/s").expect("a limit");
+            let limit = Limit { per, shadow, ..Limit::new("default", rule) };
+            let record = KeyRecord { owner, limits: Arc::new([limit]), ..KeyRecord::new(digest, &key_id) };
+            builder.add(number.into(), &record).expect("a good row");
+        }
+        builder.finish()
+    };
+    let refusal = |owner, per, shadow| {
+        let (old, new) = (table("acme", per, shadow), table(owner, per, shadow));
+        refusal_of_tables(&old, &new, &DEFAULT_TOLERANCE)
+    };
+    let message = refusal("", Per::Owner, false).expect("refused");
+    assert!(message.contains("39 of 40 keys with limits would lose one"), "{message}");
+    assert_eq!(refusal("bolt", Per::Owner, false), None);
+    assert_eq!(refusal("", Per::Key, false), None);
+    assert_eq!(refusal("", Per::Owner, true), None);
 }
 
 /// The keys in earlier rows have another change.

@@ -4,4 +4,7 @@
 
 mod guard_shares;
 mod limits;
+mod matching;
+#[path = "../../protocol/tests/notation/mod.rs"]
+mod notation;
 mod quotas;

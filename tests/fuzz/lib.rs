@@ -22,9 +22,18 @@ mod targets;
 
 // The limiter and its model, as `tests/schedules` compiles them: with chunks so small that a new
 // limiter for each input is cheap.
+#[allow(missing_docs, unreachable_pub, dead_code, reason = "a test's module")]
+#[path = "../schedules/model/civil.rs"]
+mod civil;
+#[allow(missing_docs, unreachable_pub, dead_code, reason = "a test's module")]
+#[path = "../schedules/model/coverage.rs"]
+mod coverage;
 #[allow(missing_docs, unreachable_pub, reason = "a test's module")]
 #[path = "../schedules/limiter.rs"]
 mod limiter;
+#[allow(unreachable_pub, reason = "the engine's module")]
+#[path = "../../src/engine/now.rs"]
+mod now;
 #[allow(missing_docs, unreachable_pub, dead_code, reason = "a test's module")]
 #[path = "../schedules/model/reference.rs"]
 mod reference;

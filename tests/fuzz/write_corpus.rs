@@ -9,8 +9,8 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
-use keyward_engine::limiter::persist::{SavedBucket, encode};
-use keyward_engine::limiter::{ClockReading, LimitId, Rate};
+use keyward_engine::limiter::persist::{SavedLimit, encode};
+use keyward_engine::limiter::{ClockReading, LimitId, Period, Rate, Rule, SavedBalance};
 use keyward_engine::record::KeyRecord;
 use keyward_engine::snapshot::Builder;
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
@@ -21,6 +21,9 @@ const FRAMES_OF_GROUP: usize = 3;
 
 /// Longest golden frame that becomes a seed: libFuzzer extends texts by itself.
 const MAX_FRAME: usize = 300;
+
+/// The Unix second at which balances are saved.
+const CALENDAR: u32 = 1_800_000_000;
 
 const VECTORS: &str = include_str!("../../protocol/vectors/vectors.json");
 const CONFIGURATION: &str = include_str!("../../systemd/keyward.toml");
@@ -60,7 +63,7 @@ const USAGE: &str = r#"{"seq":41,"from":"2026-11-21T10:00:00Z","to":"2026-11-21T
 "#;
 
 /// Lines of the admin socket: some of the commands, and replies.
-const MESSAGES: [(&str, &str); 12] = [
+const MESSAGES: [(&str, &str); 17] = [
     ("status", r#"{"command":"status"}"#),
     ("reload", r#"{"command":"reload","force":true}"#),
     ("check", r#"{"command":"check","source":"/etc/keyward/keys.csv"}"#),
@@ -68,6 +71,9 @@ const MESSAGES: [(&str, &str); 12] = [
     ("revoke", r#"{"command":"revoke","key_id":"a\u202eb"}"#),
     ("unrevoke", r#"{"command":"unrevoke","owner":"M\u00fcller"}"#),
     ("revocations", r#"{"command":"revocations","after":{"key_id":"k1"}}"#),
+    ("balance", r#"{"command":"balance","key_id":"k1"}"#),
+    ("reset-balance", r#"{"command":"reset_balance","key_id":"k1","limit":"tokens"}"#),
+    ("reset-calendar", r#"{"command":"reset_calendar"}"#),
     ("unknown-command", r#"{"command":"halt"}"#),
     ("unknown-field", r#"{"command":"status","verbose":true}"#),
     ("cut-short", r#"{"command":"revoke","key_id":"#),
@@ -76,6 +82,11 @@ const MESSAGES: [(&str, &str); 12] = [
         "revocation",
         r#"{"ok":true,"revocation":{"owner":"acme","already":false,"keys":3,"revoked":3,"generation":9,"durable":false,"not_durable":"the disk is full"}}"#,
     ),
+    (
+        "balances",
+        r#"{"ok":true,"balances":{"key_id":"k1","limits":[{"name":"tokens","kind":"calendar_quota","limit":50,"overdraft":5,"balance":-3,"reset_ms":12,"owner":"acme","shadow":true,"before":-5}]}}"#,
+    ),
+    ("calendar", r#"{"ok":true,"calendar":{"ahead_s":90000,"moved":7}}"#),
 ];
 
 fn main() {
@@ -231,23 +242,39 @@ fn balances() {
         boottime_offset: Some(-2),
         realtime: 1 << 60,
     };
-    let bucket = |id: u8, debt: u64| SavedBucket {
-        id: LimitId([id; 16]),
-        rate: Rate::new(10, 1_000_000_000, 100).expect("in range"),
-        debt,
+    let limit =
+        |id: u8, rule: Rule, balance: SavedBalance| SavedLimit { id: LimitId([id; 16]), rule, balance };
+    let rate = Rate::new(10, 1_000_000_000, 100).expect("in range");
+    let bucket = |id: u8, debt: u64| {
+        limit(id, Rule::bucket(rate, 20).expect("in range"), SavedBalance::Bucket { debt })
     };
-    let buckets = [bucket(1, 1), bucket(2, 70 << 30), bucket(2, 0)];
+    let window = |id: u8, period: Period, spent: u64| {
+        let start = CALENDAR / 900 - 50;
+        limit(id, Rule::window(50, period, 5).expect("in range"), SavedBalance::Window { start, spent })
+    };
+    let credits = |id: u8, spent: u64| {
+        limit(id, Rule::credits(50, 5).expect("in range"), SavedBalance::Credits { spent })
+    };
+    let limits = [
+        bucket(1, 1),
+        bucket(2, 10 << 30),
+        bucket(2, 0),
+        window(3, Period::Month(1), 51),
+        window(4, Period::Hour, 7),
+        window(5, Period::Day, 8),
+        credits(5, 60),
+        credits(6, 7),
+    ];
     let mut file = Vec::new();
-    encode(&saved_at, buckets.into_iter(), &mut file).expect("a vector");
-    write("balances", "version-2", &[&[0, 0, 1], &file]);
-    write("balances", "version-2-corrected", &[&[1, 0, 0], &file]);
+    encode(&saved_at, CALENDAR, limits.into_iter(), &mut file).expect("a vector");
+    write("balances", "version-3", &[&[0, 0, 1], &file]);
+    write("balances", "version-3-corrected", &[&[1, 0, 0], &file]);
     write("balances", "cut-short", &[&[0, 0, 0], &file[..file.len() - 1]]);
-    let mut version_1 = file.clone();
-    version_1[12] = 1;
-    version_1.drain(40..48);
-    write("balances", "version-1", &[&[1, 0, 0], &version_1]);
+    let mut version_2 = file.clone();
+    version_2[12] = 2;
+    write("balances", "version-2", &[&[1, 0, 0], &version_2]);
     let mut empty = Vec::new();
-    encode(&saved_at, std::iter::empty(), &mut empty).expect("a vector");
+    encode(&saved_at, CALENDAR, std::iter::empty(), &mut empty).expect("a vector");
     write("balances", "empty", &[&[0, 9, 9], &empty]);
 }
 

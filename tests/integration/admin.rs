@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{Daemon, Export, RawClient, Setup, TIMEOUT, encode_verify, key_target, wait_until};
-use keyward_daemon::admin::message::{Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reply, Revoked};
-use keyward_daemon::admin::send_command_within;
+use keyward_admin::message::{Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reply, Revoked};
+use keyward_admin::send_command_within;
 
 /// Much less than the ten seconds after which an idle connection is closed.
 const PROMPT: Duration = Duration::from_secs(3);

@@ -10,7 +10,7 @@ use crate::support::{
     Daemon, Export, Received, Row, Setup, key_target, keyward, line, owner_target, replace_export, row, run,
     sha256_hex, wait_until,
 };
-use keyward_daemon::admin::message::Command as AdminCommand;
+use keyward_admin::message::Command as AdminCommand;
 use rustix::process::Signal;
 use serde_json::Value;
 

@@ -8,7 +8,7 @@ use crate::support::{
     CommandOutput, Daemon, Export, Row, Setup, keyward, line, owner_target, replace_export, row, run,
     sha256_hex,
 };
-use keyward_daemon::admin::message::Withheld;
+use keyward_admin::message::Withheld;
 
 /// Kinds of bad rows of the key `k`. All have a readable hash.
 fn bad_rows() -> Vec<(&'static str, Vec<Row>)> {

@@ -9,7 +9,7 @@ use crate::support::serve_process::ServeProcess;
 use crate::support::{Daemon, Export, Row, Setup, replace_export, row, wait_for};
 use keyward_client::Request;
 use keyward_engine::limiter::ClockReading;
-use keyward_engine::limiter::persist::{SavedBucket, decode, encode};
+use keyward_engine::limiter::persist::{SavedBalances, decode, encode};
 use rustix::process::Signal;
 
 /// Refills one unit in 100 seconds, so nothing during a test.
@@ -46,7 +46,7 @@ fn balances_path(daemon: &Daemon) -> PathBuf {
     daemon.setup.path("balances")
 }
 
-fn saved(daemon: &Daemon) -> Option<(ClockReading, Vec<SavedBucket>)> {
+fn saved(daemon: &Daemon) -> Option<SavedBalances> {
     let bytes = fs::read(balances_path(daemon)).ok()?;
     Some(decode(&mut &*bytes).expect("a complete file at every moment"))
 }
@@ -73,7 +73,7 @@ fn balance_survives_a_restart() {
     let daemon = stop_and_restart(daemon);
     assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED");
     daemon.assert_logged("balances restored");
-    assert_eq!(saved(&daemon).expect("a file").1.len(), 1, "a full bucket is not saved");
+    assert_eq!(saved(&daemon).expect("a file").limits.len(), 1, "a full bucket is not saved");
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn balance_ages_by_boot_time_or_after_a_reboot_by_wall_clock() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
     stop(&mut daemon);
-    let (stamp, buckets) = saved(&daemon).expect("a file");
+    let SavedBalances { saved_at: stamp, calendar, limits } = saved(&daemon).expect("a file");
     assert!(stamp.boot_id.is_some(), "the boot ID is known");
     // As if the balances had been saved this many seconds earlier.
     let before = |stamp: ClockReading, boottime: u64, realtime: u64| ClockReading {
@@ -104,7 +104,7 @@ fn balance_ages_by_boot_time_or_after_a_reboot_by_wall_clock() {
     ];
     for (what, stamp, expected) in cases {
         let mut bytes = Vec::new();
-        encode(&stamp, buckets.iter().copied(), &mut bytes).expect("memory");
+        encode(&stamp, calendar, limits.iter().copied(), &mut bytes).expect("memory");
         fs::write(balances_path(&daemon), bytes).expect("a file");
         daemon = daemon.kill_and_restart();
         assert_eq!(remaining(&daemon, "one"), expected, "{what}: {}", daemon.log());
@@ -126,9 +126,9 @@ fn killed_daemon_restores_its_last_save() {
 fn balances_are_saved_periodically() {
     let daemon = start(SAVE_OFTEN);
     assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
-    wait_for("a save", || saved(&daemon).filter(|(_, buckets)| buckets.len() == 1));
+    wait_for("a save", || saved(&daemon).filter(|saved| saved.limits.len() == 1));
     assert_eq!(spend(&daemon, "two", 3), "ALLOWED");
-    wait_for("another save", || saved(&daemon).filter(|(_, buckets)| buckets.len() == 2));
+    wait_for("another save", || saved(&daemon).filter(|saved| saved.limits.len() == 2));
     let daemon = daemon.kill_and_restart();
     assert_eq!((remaining(&daemon, "one"), remaining(&daemon, "two")), (6, 7));
 }
@@ -147,7 +147,7 @@ fn restarts_without_requests_lose_no_balance() {
 #[test]
 fn missing_balances_of_a_used_directory_are_reported() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
-    let message = "there are no saved balances";
+    let message = "the saved balances are missing";
     assert!(!daemon.log().contains(message), "a new directory has none: {}", daemon.log());
     assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
     stop(&mut daemon);
@@ -174,7 +174,7 @@ fn damaged_file_loses_only_the_balances() {
         (Vec::new(), "it ends too early"),
         (changed(last, !whole[last]), ""),
         (changed(20, !whole[20]), "its checksum does not match"),
-        (changed(12, 9), "it is of version 9; this keyward reads version 2"),
+        (changed(12, 9), "it is of version 9; this keyward reads version 3"),
         (b"key_hash,key_id\n".to_vec(), "it is not a file of saved balances"),
         ([&*whole, b"\n"].concat(), "there is something after its end"),
     ];
@@ -191,6 +191,24 @@ fn damaged_file_loses_only_the_balances() {
         daemon = stop_and_restart(daemon);
         assert_eq!(remaining(&daemon, "one"), 0, "{reason}: saved again");
         stop(&mut daemon);
+    }
+}
+
+/// A sparse file takes no space on the disk, and must not take a terabyte of memory.
+#[test]
+fn file_of_any_length_is_not_read_as_a_whole() {
+    let mut daemon = start(SAVE_AT_SHUTDOWN);
+    assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
+    stop(&mut daemon);
+    let whole = fs::read(balances_path(&daemon)).expect("a file");
+    for begin in [0, whole.len()] {
+        fs::write(balances_path(&daemon), &whole[..begin]).expect("writes");
+        let file = fs::File::options().write(true).open(balances_path(&daemon)).expect("opens");
+        file.set_len(1 << 40).expect("grows");
+        daemon = daemon.kill_and_restart();
+        assert_eq!(remaining(&daemon, "one"), 10, "{}", daemon.log());
+        daemon.assert_logged("the saved balances cannot be used");
+        daemon.kill();
     }
 }
 
@@ -216,6 +234,7 @@ fn file_that_cannot_be_read_prevents_the_start() {
 fn directory_in_place_of_the_file_is_moved_aside() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     daemon.kill();
+    fs::remove_file(balances_path(&daemon)).expect("there since the first start");
     fs::create_dir(balances_path(&daemon)).expect("a directory");
     let daemon = daemon.kill_and_restart();
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
@@ -251,7 +270,7 @@ fn balances_survive_a_start_with_a_broken_source() {
 
 #[test]
 fn owner_balance_survives_a_restart() {
-    let plan = "[plans.team]\nshared = { rate = '864/d burst 10', per = 'owner' }\n";
+    let plan = "[plans.team]\nshared = { limit = '864/d burst 10', per = 'owner' }\n";
     let export = |keys: [&str; 2]| Export::new(keys.map(|key| row(key).owner("acme").plan("team")));
     let mut daemon = Setup::new(export(["one", "two"])).config(SAVE_AT_SHUTDOWN).config(plan).start();
     assert_eq!(spend(&daemon, "one", 6), "ALLOWED");

@@ -10,8 +10,8 @@ use std::process::Command;
 use crate::support::{
     CommandOutput, Daemon, Export, Row, Setup, replace_export, row, run, sha256_hex, wait_until,
 };
-use keyward_daemon::admin::CommandError;
-use keyward_daemon::admin::message::{Check, Command as AdminCommand};
+use keyward_admin::CommandError;
+use keyward_admin::message::{Check, Command as AdminCommand};
 use serde_json::Value;
 
 /// Column names that only this daemon's configuration explains.

@@ -79,7 +79,7 @@ fn verdicts(daemon: &Daemon, credentials: &[Credential<'_>]) -> Vec<&'static str
         let mut requests = [Vec::new(), Vec::new(), Vec::new()];
         plain.encode(&mut requests[0]).expect("within all limits");
         Verify { want_metadata: true, ..plain }.encode(&mut requests[1]).expect("within all limits");
-        let refund = Refund { request_id: 1, cost: 1, credential: *credential, limit: None };
+        let refund = Refund::new(1, 1, *credential);
         refund.encode(&mut requests[2]).expect("within all limits");
         frames.extend(requests);
     }

@@ -6,12 +6,12 @@ use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::{Daemon, Export, Row, Setup, key_target, replace_export, row, wait_until};
-use keyward_daemon::admin::message::{ChangeCounts, Check, Command as AdminCommand};
+use keyward_admin::message::{ChangeCounts, Check, Command as AdminCommand};
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::KeyRecord;
-use keyward_engine::snapshot::{Builder, CompareOptions, Diff, KeyTable, MAX_EXAMPLES, SnapshotMeta};
+use keyward_engine::snapshot::{Builder, CompareOptions, Diff, KeyTable, MAX_EXAMPLES, SnapshotMeta, View};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
 use keyward_source::{BadRow, ColumnMapping, Diagnostics, Format, read};
@@ -114,15 +114,19 @@ fn admitted_requests(keys: KeyTable, count: usize) -> Vec<Vec<bool>> {
     let _ = allocation.commit();
     let global_policy = GlobalPolicy::default();
     // Each step is long enough to refill every bucket.
-    let mut ticks = 1 << 40;
+    let mut nanoseconds = 1 << 40;
     let mut admits = |number: usize, request: &Verify<'_>| {
-        ticks += 1 << 40;
+        nanoseconds += 1 << 40;
         let mut digest = [0; 32];
         digest[24..].copy_from_slice(&(number as u64).to_be_bytes());
         let request = Verify { credential: Credential::Digest(digest), ..*request };
-        let now = Now { ticks, unix: NOW };
-        let verifier =
-            Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now };
+        let now = Now { nanoseconds, unix: NOW, millisecond: 0 };
+        let verifier = Verifier {
+            view: Some(View::of(&snapshot)),
+            limiter: &limiter,
+            global_policy: &global_policy,
+            now,
+        };
         let mut verdict = None;
         verifier.verify(&[request], |decision| verdict = Some(decision.verdict()));
         verdict == Some(Verdict::Allowed)
@@ -231,7 +235,7 @@ fn export_without_its_restriction_columns_is_refused_until_forced() {
     assert!(!diff.accepted && diff.refused.is_some_and(|refused| refused.contains("status, allowed_ips")));
     assert_eq!(impact(Some(diff.changes)), [0, 2, 1]);
     // A compiled file does not keep the order of the keys.
-    let ids = |examples: &[keyward_daemon::admin::message::Example]| {
+    let ids = |examples: &[keyward_admin::message::Example]| {
         examples.iter().map(|example| example.key_id.clone()).collect::<BTreeSet<_>>()
     };
     let [starting, loosened] =
@@ -405,8 +409,8 @@ fn keys_revoked_by_an_operator_count_as_unchanged() {
 fn limits_are_compared_as_the_source_changes_them() {
     let plans = |quota: &str| {
         format!(
-            "[plans.pro]\nquota = {{ rate = '{quota}', per = 'owner' }}\n[plans.free]\nquota = '1/d'\n\
-             [plans.shadow]\nquota = {{ rate = '1/d', shadow = true }}\n[plans.none]\n"
+            "[plans.pro]\nquota = {{ limit = '{quota}', per = 'owner' }}\n[plans.free]\nquota = '1/d'\n\
+             [plans.shadow]\nquota = {{ limit = '1/d', shadow = true }}\n[plans.none]\n"
         )
     };
     let export = |plan: &'static str, owner: &'static str| {
@@ -428,6 +432,30 @@ fn limits_are_compared_as_the_source_changes_them() {
         let outcome = daemon.force_reload();
         assert!(outcome.accepted, "{:?}", outcome.error);
         assert_eq!(impact(outcome.changes), [0, 0, loosened], "{plan}, {owner}");
+    }
+}
+
+#[test]
+fn limits_of_another_kind_or_period_are_loosened() {
+    let export = |limit: &'static str| Export::new(rows("a", 3).map(move |row| row.limits(limit)));
+    let daemon = Setup::text(export("5/day")).start();
+    for (limit, loosened) in [
+        ("4/day", 0),
+        ("4/hour", 3),
+        ("4/month", 3),
+        ("4/d", 3),
+        ("4 credits", 3),
+        ("40 credits", 0),
+        ("3 credits overdraft 1", 3),
+        ("4/d", 3),
+        ("4/d overdraft 5", 3),
+        ("4/d overdraft 4", 3),
+        ("3/d overdraft 4", 0),
+    ] {
+        replace_export(&daemon.setup.source(), export(limit));
+        let outcome = daemon.force_reload();
+        assert!(outcome.accepted, "{:?}", outcome.error);
+        assert_eq!(impact(outcome.changes), [0, 0, loosened], "{limit}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -10,10 +10,11 @@ use crate::support::{
     CommandOutput, Daemon, Export, Row, Setup, key_target, keyward, replace_export, row, run, wait_for,
     wait_until,
 };
+use keyward_admin::message::LastGood;
 use keyward_client::Request;
-use keyward_daemon::admin::message::LastGood;
 use keyward_engine::pepper::Pepper;
 use rustix::process::Signal;
+use serde_json::Value;
 
 /// The active keys `k0` and so on, and one key of each other status.
 fn export(keys: usize) -> Export {
@@ -198,14 +199,17 @@ fn last_good_keys_with_another_pepper_are_not_served() {
     daemon.setup.replace_config(&format!("keys.pepper_file = '{a}'"));
     daemon = daemon.kill_and_restart();
     let error = daemon.status().last_reload.expect("one").error.expect("a reason");
-    assert!(error.contains("hashed with a pepper that is neither"), "{error}");
+    assert!(error.contains("hashed without a pepper, and keys.pepper_file is set now"), "{error}");
     let unusable = last_good(&daemon).unusable.expect("a reason");
     assert!(unusable.contains("keys.previous_pepper_file"), "{unusable}");
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
     // So does a check.
     let checked = daemon.run_keyward(&["check", "--daemon"]);
     assert_eq!(checked.code, Some(1), "{checked:?}");
-    assert!(format!("{checked:?}").contains("hashed with a pepper that is neither"), "{checked:?}");
+    assert!(
+        format!("{checked:?}").contains("hashed without a pepper, and keys.pepper_file is set now"),
+        "{checked:?}"
+    );
     assert!(daemon.force_reload().accepted);
     daemon.wait_until_saved();
     // From now on they are recorded as hashed with pepper a, although the rows are not.
@@ -460,7 +464,7 @@ fn failed_save_leaves_the_previous_last_good_keys() {
     replace_export(&daemon.setup.source(), export(5_000));
     let serve = daemon.setup.command();
     let mut limited = Command::new("sh");
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh"]).arg(serve.get_program());
+    limited.args(["-c", "ulimit -f 64; exec \"$@\"", "sh"]).arg(serve.get_program());
     limited.args(serve.get_args()).stdin(Stdio::null()).stdout(Stdio::null());
     limited.stderr(fs::File::create(daemon.setup.path("log")).expect("the log"));
     daemon = daemon.kill_and_restart_with(limited);
@@ -474,6 +478,14 @@ fn failed_save_leaves_the_previous_last_good_keys() {
     daemon.spoil_source();
     let daemon = daemon.kill_and_restart();
     assert_served(&daemon, "the previous keys");
+}
+
+/// The exit code and the messages of `keyward check` for the daemon's source and state directory.
+fn check_start(daemon: &Daemon) -> (Option<i32>, String) {
+    let mut check = keyward();
+    check.args(["check", "--config", "/dev/null", "--source"]).arg(daemon.setup.source());
+    let output = run(check.arg("--state-dir").arg(daemon.setup.dir.path()));
+    (output.code, output.stderr)
 }
 
 /// The daemon is killed before the keys of an accepted source are written. It has recorded that it
@@ -508,17 +520,134 @@ fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_saved() {
         );
         let event = daemon.setup.audit_events("last_good").pop().expect("an event");
         assert_eq!(event["reason"], "superseded", "{event}");
-        let mut check = keyward();
-        check.args(["check", "--config", "/dev/null", "--source"]).arg(daemon.setup.source());
-        let predicted = run(check.arg("--state-dir").arg(daemon.setup.dir.path())).stderr;
+        let (_, predicted) = check_start(&daemon);
         assert!(
             predicted.contains("a start could not serve the last good keys: they are older"),
             "{predicted}"
         );
+        // Neither are they accepted as a source again.
+        replace_export(&daemon.setup.source(), export(100));
+        let error = daemon.reload().error.expect("refused");
+        assert!(error.contains("took access away"), "{error}");
+        let (exit, predicted) = check_start(&daemon);
+        assert!(exit == Some(1) && predicted.contains("took access away"), "{exit:?}: {predicted}");
+        let daemon = daemon.kill_and_restart();
+        assert!(!daemon.status().ready, "{}", daemon.log());
+        replace_export(&daemon.setup.source(), export(2));
         fs::remove_file(record).expect("removes");
         let daemon = daemon.kill_and_restart();
         assert!(last_good(&daemon).in_use, "{}", daemon.log());
     }
+}
+
+/// A directory in the place of its new version keeps a file from being written.
+fn block(daemon: &Daemon, file: &str) -> PathBuf {
+    let obstacle = daemon.setup.path(&format!("{file}.new"));
+    fs::create_dir_all(obstacle.join("x")).expect("a directory");
+    obstacle
+}
+
+/// The reload has revoked `k19`. A restart with a bad source would serve the older keys.
+#[test]
+fn reload_whose_record_cannot_be_written_is_in_force_and_reported_as_not_durable() {
+    let daemon = start_and_save(Setup::text(export(20)));
+    block(&daemon, "last_good.json");
+    let obstacle = block(&daemon, "accepted_source.json");
+    replace_export(&daemon.setup.source(), export(19));
+    for _ in 0..2 {
+        let CommandOutput { code, stdout, stderr } = daemon.run_keyward(&["reload"]);
+        assert_eq!(code, Some(1), "also if the source is unchanged: {stdout}{stderr}");
+        assert!(stdout.starts_with("generation ") && stdout.contains(": 22 keys"), "{stdout}");
+        let first = stderr.lines().next().expect("a message");
+        assert!(
+            first.starts_with("NOT DURABLE: the keys are in force") && first.contains("accepted_source.json")
+        );
+    }
+    assert_eq!(daemon.verdict("k19"), "UNKNOWN_KEY");
+    let CommandOutput { code, stdout, .. } = daemon.run_keyward(&["reload", "--json"]);
+    let reply: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((code, &reply["accepted"], &reply["durable"]), (Some(1), &true.into(), &false.into()));
+    assert!(reply["not_durable"].as_str().is_some_and(|reason| reason.contains("accepted_source.json")));
+    daemon.assert_logged("the keys are in force, but NOT DURABLE");
+    let shows_it = || daemon.run_keyward(&["status"]).stdout.contains("NOT DURABLE: the keys are in force");
+    assert!(shows_it());
+    daemon.spoil_source();
+    assert!(!daemon.reload().accepted);
+    let status = daemon.status();
+    assert!(
+        shows_it() && status.last_accepted.is_some_and(|reload| !reload.durable),
+        "after a refused reload"
+    );
+
+    let daemon = daemon.kill_and_restart();
+    assert_eq!(daemon.verdict("k19"), "ALLOWED", "as it was reported: {}", daemon.log());
+    replace_export(&daemon.setup.source(), export(19));
+    assert_eq!(daemon.run_keyward(&["reload"]).code, Some(1));
+    // The next poll retries.
+    fs::remove_dir_all(obstacle).expect("removes");
+    let is_durable = || daemon.status().last_accepted.is_some_and(|reload| reload.durable);
+    wait_until("the record to be written", is_durable);
+    assert!(!daemon.run_keyward(&["status"]).stdout.contains("NOT DURABLE"));
+    let CommandOutput { code, stderr, .. } = daemon.run_keyward(&["reload"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    daemon.spoil_source();
+    let daemon = daemon.kill_and_restart();
+    assert_eq!(daemon.verdict("k19"), "NOT_READY", "{}", daemon.log());
+}
+
+#[test]
+fn reload_is_durable_where_no_last_good_keys_are_kept() {
+    let daemon = Setup::new(export(20)).config("state.keep_snapshot = false").start();
+    block(&daemon, "accepted_source.json");
+    replace_export(&daemon.setup.source(), export(19));
+    let CommandOutput { code, stdout, stderr } = daemon.run_keyward(&["reload", "--json"]);
+    assert!(code == Some(0) && stdout.contains("\"durable\":true"), "{stdout}{stderr}");
+    daemon.spoil_source();
+    let daemon = daemon.kill_and_restart();
+    assert_eq!(daemon.verdict("k19"), "NOT_READY", "there are no older keys to serve");
+}
+
+/// As [`damaged`](damaged_last_good_keys_are_reported_and_not_served) keys are.
+#[test]
+fn source_is_not_accepted_without_a_comparison_if_the_last_good_keys_are_lost() {
+    let lose = |daemon: &Daemon| fs::remove_file(daemon.setup.path("last_good.json")).expect("removes");
+    let record =
+        |daemon: &Daemon| fs::read_to_string(daemon.setup.path("accepted_source.json")).expect("the record");
+    let mut daemon = start_and_save(Setup::text(export(20)).config("source.poll = '100ms'"));
+    wait_until("the record to say that keys are stored", || record(&daemon).contains("\"has_stored\":true"));
+    daemon.kill();
+    lose(&daemon);
+    daemon = daemon.kill_and_restart();
+    assert!(daemon.status().ready, "the source is the one that was accepted: {}", daemon.log());
+    daemon.wait_until_saved();
+    daemon.kill();
+    lose(&daemon);
+    replace_export(&daemon.setup.source(), export(21));
+    daemon = daemon.kill_and_restart();
+    assert!(!daemon.status().ready, "{}", daemon.log());
+    let error = daemon.reload().error.expect("refused");
+    assert!(
+        error.contains("they were stored, and are gone") && error.contains("accepted_source.json"),
+        "{error}"
+    );
+    let (exit, predicted) = check_start(&daemon);
+    assert!(exit == Some(1) && predicted.contains("they were stored, and are gone"), "{exit:?}: {predicted}");
+    assert!(daemon.force_reload().accepted);
+    assert_eq!(daemon.verdict("k20"), "ALLOWED");
+}
+
+/// A daemon that is killed before its first save leaves a record and no keys.
+#[test]
+fn source_after_a_crash_before_the_first_save_is_accepted() {
+    let setup = Setup::text(export(20));
+    // This directory keeps the manifest from being written.
+    fs::create_dir(setup.path("last_good.json.new")).expect("a directory");
+    let daemon = setup.start();
+    assert!(daemon.status().ready && daemon.setup.path("accepted_source.json").exists(), "{}", daemon.log());
+    replace_export(&daemon.setup.source(), export(21));
+    let daemon = daemon.kill_and_restart();
+    assert!(daemon.status().ready, "{}", daemon.log());
+    assert_eq!(daemon.verdict("k20"), "ALLOWED");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::support::{
     Daemon, Export, RawClient, SetOnDrop, Setup, encode_verify, key_target, keyward, run, wait_for,
     wait_until,
 };
-use keyward_daemon::admin::message::LogStatus;
+use keyward_admin::message::LogStatus;
 use rustix::io::ioctl_fionbio;
 use rustix::process::Signal;
 
@@ -152,7 +152,7 @@ fn dropped_lines_are_reported_once_the_pipe_is_read() {
         .lines()
         .filter_map(|line| line.split("dropped=").nth(1)?.split(' ').next()?.parse::<u64>().ok())
         .sum();
-    assert!(reported >= dropped, "{reported} of {dropped} dropped lines are reported");
+    assert!(reported >= dropped, "{reported} of {dropped} dropped lines are reported: {text}");
 }
 
 /// Refused connections are how a stranger can fill a log.

@@ -6,6 +6,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../../protocol/tests/notation/mod.rs"]
+mod notation;
 mod support;
 
 mod admin;
@@ -14,10 +16,13 @@ mod bad_rows;
 mod bad_source;
 mod balances;
 mod bench;
+mod budgets;
 mod busy_poll;
 mod check;
 mod compiled;
+mod credit_kills;
 mod descriptors;
+mod gateway_day;
 mod generations;
 mod guard;
 mod kills;
@@ -28,6 +33,7 @@ mod memory;
 mod messages;
 mod modes;
 mod namespaces;
+mod operator_balances;
 mod peers;
 mod policy;
 mod postgres;
@@ -38,12 +44,14 @@ mod restrictions;
 mod revocation;
 mod revocation_sequences;
 mod secrets;
+mod sequences;
 mod shutdown;
 mod signals;
 mod sockets;
 mod source_sequences;
 mod staleness;
 mod start;
+mod start_prediction;
 mod state_directory;
 mod syscalls;
 mod takeaways;

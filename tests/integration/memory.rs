@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs;
 
 use crate::support::{Daemon, Setup, keyward, sha256_hex};
-use keyward_daemon::admin::message::Command;
+use keyward_admin::message::Command;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 /// Rows of the large CSV export.
@@ -69,8 +69,7 @@ fn reload_with_increasing_headroom(name: &str, small: &[u8], large: &[u8]) {
     for headroom in HEADROOM_MIB {
         limit_address_space(&daemon, Some(headroom << 20));
         publish(large);
-        let reply =
-            keyward_daemon::admin::send_command(&daemon.admin_socket(), &Command::Reload { force: false });
+        let reply = keyward_admin::send_command(&daemon.admin_socket(), &Command::Reload { force: false });
         let reply = reply.unwrap_or_else(|error| panic!("{headroom} MiB: {error}: {}", daemon.log()));
         let outcome = reply.reload.expect("an outcome");
         if !outcome.accepted {

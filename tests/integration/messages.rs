@@ -5,8 +5,11 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::support::{Daemon, Export, Setup, key_target, keyward, owner_target, row, sha256_hex};
-use keyward_daemon::admin::message::Command;
+use crate::support::{
+    CommandOutput, Daemon, Export, Setup, key_target, keyward, owner_target, row, sha256_hex,
+};
+use keyward_admin::message::Command;
+use keyward_engine::record::is_invisible;
 use rustix::process::Signal;
 
 /// Runs a command in a directory. Returns its exit code, standard output and standard error.
@@ -219,6 +222,51 @@ fn texts_of_exports_and_commands_forge_no_lines_of_the_log() {
         // Accepted, and escaped.
         let log = log_about("\u{2028}", format);
         assert!(!log.contains(['\u{2028}', '\u{202e}']), "{log}");
+    }
+}
+
+/// Texts of the configuration that no message quotes on purpose.
+#[test]
+fn texts_of_the_configuration_are_escaped_in_output_and_in_the_log() {
+    let hostile = "\u{1b}[31m\n\u{202e}\u{9b}2J\u{7f}";
+    let quoted = serde_json::to_string(hostile).expect("JSON").replace('\u{7f}', "\\u007f");
+    let tables = [
+        format!("[plans.{quoted}]\na = '1/s'\n"),
+        format!("[plans.pro]\n{quoted} = '1/s'\n"),
+        format!("[plans.pro]\na = {quoted}\n"),
+        format!("{quoted} = 1\n"),
+        format!("[server]\n{quoted} = 1\n"),
+        format!("[keys]\ndefault_plan = {quoted}\n"),
+        format!("[keys]\npepper_file = {quoted}\n"),
+        format!("[server]\nsocket_group = {quoted}\n"),
+        format!("[source.columns]\nowner = {quoted}\n"),
+        format!("[source.columns]\n{quoted} = 'x'\n"),
+        format!("[log]\nlevel = {quoted}\n"),
+    ];
+    let assert_escaped = |text: &str| {
+        assert!(!text.contains(|c| c != '\n' && is_invisible(c)), "{text:?}");
+        // A newline in a text must not begin a line of its own.
+        assert!(text.lines().all(|line| !line.starts_with(['\u{202e}', '\\'])), "{text}");
+    };
+    for format in ["text", "json"] {
+        let settings = format!("log.format = '{format}'\nsource.poll = '1h'\n");
+        let daemon = Setup::new(Export::new([row("a")])).config(&settings).start();
+        let config = daemon.setup.path("keyward.toml");
+        let before = fs::read_to_string(&config).expect("a file");
+        for table in &tables {
+            fs::write(&config, format!("{before}{table}")).expect("writes");
+            let error = daemon.reload().error.unwrap_or_else(|| panic!("accepted: {table}"));
+            let CommandOutput { stdout, stderr, .. } = daemon.run_keyward(&["reload"]);
+            let status = daemon.run_keyward(&["status"]).stdout;
+            let mut check = keyward();
+            let other = daemon.setup.path("other.toml");
+            fs::write(&other, table).expect("writes");
+            let check = crate::support::run(check.args(["check", "--config"]).arg(other));
+            for text in [&stdout, &stderr, &status, &check.stdout, &check.stderr, &daemon.log()] {
+                assert_escaped(text);
+            }
+            assert!(stderr.contains("\\u{1b}") || !error.contains('\u{1b}'), "{table}: {stderr}");
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Clients that misbehave affect only their own connections.
 
-use std::io::{IoSlice, Write};
+use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support::{
     Daemon, Export, RawClient, Received, Setup, encode_verify, replace_export, row, wait_until,
 };
-use keyward_protocol::{Credential, Verify};
+use keyward_protocol::{Credential, Debit, MAX_ANSWER_LENGTH, ParsedFrame, Refund, Verify, parse_frame};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// A plain key, and one with large metadata.
@@ -136,8 +136,10 @@ fn peer_that_does_not_read_does_not_delay_a_reload() {
     let start = Instant::now();
     assert!(daemon.reload().accepted);
     assert!(start.elapsed() < Duration::from_secs(5), "the reload took {:?}", start.elapsed());
-    // The answers already in the socket are followed by the end of the stream.
-    let received = peer.receive_until_close();
+    // Answers that were made before are followed by the reason for the end of the stream: a change has
+    // waited for a second.
+    let mut received = peer.receive_until_close();
+    assert_eq!(received.pop(), Some(error(0, 13, 1_000, true)));
     assert!(!received.is_empty(), "nothing was received");
     assert!(received.iter().all(|received| *received == allowed(1)), "{:?}", received.last());
 }
@@ -152,13 +154,121 @@ fn peer_that_does_not_read_is_disconnected_after_the_idle_timeout() {
     };
     let mut peers = [blocked_peer(), blocked_peer(), blocked_peer()];
     wait_until("their connections to close", || daemon.status().connections == 0);
+    let made = daemon.status().verdicts["ALLOWED"] as usize;
+    let mut answers = 0;
     for peer in &mut peers {
-        // Only the answers already in the socket.
-        let received = peer.receive_until_close();
-        assert!(!received.is_empty(), "nothing was received");
+        let mut received = peer.receive_until_close();
+        assert_eq!(received.pop(), Some(error(0, 13, 1_000, true)));
         assert!(received.iter().all(|received| *received == allowed(1)), "{:?}", received.last());
+        answers += received.len();
     }
+    // What was not answered was not charged either.
+    assert_eq!(answers, made);
     assert_eq!(daemon.verdict("a"), "ALLOWED");
+}
+
+/// The client reads all the time, but takes longer than the idle timeout to empty most of the socket,
+/// which is when epoll reports it as writable. In each period it reads more than the kernel sends at
+/// once.
+#[test]
+fn client_that_has_half_closed_and_reads_slowly_gets_all_answers() {
+    const REQUESTS: u32 = 9_000;
+    const BYTES_PER_SECOND: f64 = 60_000.0;
+    let daemon = Setup::new(export()).config("[server]\nidle_timeout = \"2s\"").start();
+    let mut peer = daemon.connect();
+    let requests: Vec<u8> = (0..REQUESTS).flat_map(|id| encode_verify(id, "a")).collect();
+    let mut reader = peer.stream.try_clone().expect("a descriptor");
+    let received = std::thread::scope(|scope| {
+        let received = scope.spawn(move || {
+            let (mut received, mut chunk, start) = (Vec::new(), [0; 500], Instant::now());
+            loop {
+                match reader.read(&mut chunk).expect("the connection is not reset") {
+                    0 => return received,
+                    count => received.extend_from_slice(&chunk[..count]),
+                }
+                let due = Duration::from_secs_f64(received.len() as f64 / BYTES_PER_SECOND);
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+        });
+        peer.send(&requests);
+        peer.stream.shutdown(Shutdown::Write).expect("half closed");
+        received.join().expect("no panic")
+    });
+    let mut frames = &received[..];
+    for id in 0..REQUESTS {
+        let ParsedFrame::Complete { header, size, .. } = parse_frame(frames, MAX_ANSWER_LENGTH) else {
+            panic!("no answer to request {id}");
+        };
+        assert_eq!(header.request_id, id);
+        frames = &frames[size..];
+    }
+    assert!(frames.is_empty(), "more than the answers");
+}
+
+/// Half a header, half a frame, and a frame whose bytes arrive one by one.
+#[test]
+fn incomplete_frame_is_timed_out() {
+    let daemon = Setup::new(export()).config("[server]\nidle_timeout = \"1s\"").start();
+    let frame = encode_verify(2, "a");
+    for (at_first, later) in [(1, 0), (6, 0), (12, 0), (47, 0), (1, 30)] {
+        let mut peer = daemon.connect();
+        peer.send(&[&encode_verify(1, "a"), &frame[..at_first]].concat());
+        let start = Instant::now();
+        let is_closed = frame[at_first..at_first + later].iter().any(|byte| {
+            std::thread::sleep(Duration::from_millis(100));
+            peer.stream.write(&[*byte]).is_err()
+        });
+        assert_eq!(is_closed, later > 0, "bytes keep the connection open");
+        assert_eq!(
+            [peer.receive(), peer.receive(), peer.receive()],
+            [allowed(1), error(0, 13, 1_000, true), Received::Closed],
+            "{at_first} bytes"
+        );
+        assert!(start.elapsed() >= Duration::from_secs(1), "after {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn frame_divided_by_pauses_is_answered() {
+    let daemon = Setup::new(export()).config("[server]\nidle_timeout = \"4s\"").start();
+    let mut peer = daemon.connect();
+    let start = Instant::now();
+    for (id, part) in [(1, 1), (2, 6), (3, 12), (4, 47)] {
+        let frame = encode_verify(id, "a");
+        peer.send(&frame[..part]);
+        std::thread::sleep(Duration::from_millis(1_100));
+        peer.send(&frame[part..]);
+        assert_eq!(peer.receive(), allowed(id));
+    }
+    assert!(start.elapsed() > Duration::from_secs(4));
+}
+
+/// They take all places, and write a byte each half a second.
+#[test]
+fn slow_writers_free_their_connections() {
+    const PLACES: usize = 100;
+    let config = "[server]\nmax_connections = 100\nidle_timeout = \"1s\"\n[uid_quotas]\nconnections = 100";
+    let daemon = Setup::new(export()).config(config).start();
+    let frame = encode_verify(1, "a");
+    let mut slow: Vec<RawClient> = (0..PLACES).map(|_| daemon.connect()).collect();
+    slow.iter_mut().for_each(|peer| peer.send(&frame[..1]));
+    wait_until("all places to be taken", || daemon.status().accepted_connections == PLACES as u64);
+    let start = Instant::now();
+    for byte in &frame[1..] {
+        for peer in &mut slow {
+            // Fails once the daemon has closed the connection.
+            let _ = peer.stream.write(&[*byte]);
+        }
+        if daemon.status().connections == 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(start.elapsed() < Duration::from_secs(15), "after {:?}", start.elapsed());
+    assert_eq!(daemon.verdict("a"), "ALLOWED");
+    for peer in &mut slow {
+        assert_eq!([peer.receive(), peer.receive()], [error(0, 13, 1_000, true), Received::Closed]);
+    }
 }
 
 #[test]
@@ -252,4 +362,42 @@ fn unlisted_user_is_refused() {
     let mut peer = daemon.connect();
     assert_eq!([peer.receive(), peer.receive()], [error(0, 11, own, true), Received::Closed]);
     assert_eq!(daemon.status().refused_connections["peer"], 1);
+}
+
+/// With the lists, a client cannot refund itself. Nothing is processed, and the connection continues.
+#[test]
+fn unlisted_user_can_neither_refund_nor_debit() {
+    let own = rustix::process::geteuid().as_raw();
+    let other = own + 1;
+    for (lists, may_refund, may_debit) in [
+        (String::new(), true, true),
+        (format!("refund_uids = [{other}]\ndebit_uids = [{other}, {own}]"), false, true),
+        (format!("refund_uids = [{own}]\ndebit_uids = []"), true, false),
+        (format!("refund_uids = []\ndebit_uids = [{other}]"), false, false),
+    ] {
+        let export = Export::new([row("a").limits("credits=100")]);
+        let daemon = Setup::new(export).config(&format!("[server]\n{lists}")).start();
+        let mut frames = Vec::new();
+        let key = || Credential::RawKey(b"a");
+        Verify { cost: 50, ..Verify::new(1, key()) }.encode(&mut frames).expect("within all limits");
+        Refund::new(2, 30, key()).encode(&mut frames).expect("within all limits");
+        Debit::new(3, 7, key()).encode(&mut frames).expect("within all limits");
+        Verify::new(4, key()).encode(&mut frames).expect("within all limits");
+        let mut peer = daemon.connect();
+        peer.send(&frames);
+        let response = |request_id, may, kind| {
+            if may { allowed(request_id) } else { error(request_id, 16, kind, false) }
+        };
+        for expected in [allowed(1), response(2, may_refund, 3), response(3, may_debit, 4), allowed(4)] {
+            assert_eq!(peer.receive(), expected, "{lists}");
+        }
+        let peek = keyward_client::Request::new("a").cost(0).balances();
+        let decision = daemon.client().verify(&peek).expect("an answer");
+        let expected = 49 + i64::from(may_refund) * 30 - i64::from(may_debit) * 7;
+        assert_eq!(decision.balances().next().expect("a limit").balance, expected, "{lists}");
+        let status = daemon.status();
+        let counts = [status.refunds, status.debits, status.errors];
+        let refused = u64::from(!may_refund) + u64::from(!may_debit);
+        assert_eq!(counts, [may_refund.into(), may_debit.into(), refused], "{lists}");
+    }
 }

@@ -94,7 +94,7 @@ fn owner_limit_is_shared_by_the_keys_of_the_owner() {
         r#"
         [plans.team]
         each = "8/d"
-        all = { rate = "10/d", per = "owner" }
+        all = { limit = "10/d", per = "owner" }
         "#,
         [
             row("a").owner("acme").plan("team"),
@@ -116,8 +116,8 @@ fn owner_limit_is_shared_by_the_keys_of_the_owner() {
 #[test]
 fn plan_change_does_not_refill_an_owner_quota() {
     let plans = r#"
-        plans.small.quota = { rate = "10/d", per = "owner" }
-        plans.large.quota = { rate = "100/d", per = "owner" }
+        plans.small.quota = { limit = "10/d", per = "owner" }
+        plans.large.quota = { limit = "100/d", per = "owner" }
     "#;
     let daemon = start(plans, [row("a").owner("acme").plan("small"), row("b").owner("acme").plan("small")]);
     assert_eq!(spend(&daemon, "a", 8), "ALLOWED");
@@ -133,7 +133,7 @@ fn shadow_limit_reports_but_does_not_deny() {
         r#"
         [plans.trial]
         hard = "10/d"
-        soft = { rate = "3/d", shadow = true }
+        soft = { limit = "3/d", shadow = true }
         "#,
         [row("a").plan("trial"), row("b").plan("trial")],
     );
@@ -165,10 +165,12 @@ fn refund_returns_at_most_what_was_charged() {
     refund(&daemon, Refund::new("a", 1000));
     assert_eq!(balance(&daemon, "a"), ("small".into(), 5), "never above the burst");
     assert_eq!(spend(&daemon, "a", 5), "ALLOWED");
-    refund(&daemon, Refund::new("a", 5).limit("large"));
+    refund(&daemon, Refund::new("a", 0).cost_of("large", 5));
     assert_eq!(balance(&daemon, "a"), ("small".into(), 0), "only the named limit is refunded");
-    let nowhere = refund(&daemon, Refund::new("a", 5).limit("other"));
-    assert_eq!((nowhere.is_allowed(), nowhere.limit()), (true, None), "a limit that the key does not have");
+    let elsewhere = refund(&daemon, Refund::new("a", 0).cost_of("default", 5));
+    assert!(elsewhere.is_allowed(), "a limit that another key has");
+    let nowhere = refund(&daemon, Refund::new("a", 5).cost_of("other", 5));
+    assert_eq!(nowhere.verdict().name(), "UNKNOWN_LIMIT", "a limit that no key has");
     assert_eq!(remaining(&daemon, "a"), 0);
     assert_eq!(remaining(&daemon, "b"), 5, "another key is unaffected");
     let unknown = refund(&daemon, Refund::new("unlisted", 1));
@@ -182,7 +184,7 @@ fn refunds_are_answered_in_request_order() {
         let mut frame = Vec::new();
         let credential =
             keyward_protocol::Credential::Digest(const_hex::decode_to_array(sha256_hex("a")).expect("hex"));
-        let refund = keyward_protocol::Refund { request_id, cost: 1, credential, limit: None };
+        let refund = keyward_protocol::Refund::new(request_id, 1, credential);
         refund.encode(&mut frame).expect("within all limits");
         frame
     };
@@ -420,8 +422,8 @@ fn exchanged_peppers_forget_which_of_them_found_a_row() {
 /// Also over a restart.
 #[test]
 fn moving_keys_between_plans_does_not_refill_an_owner_quota() {
-    let plans = "[plans.a]\nquota = { rate = '5/d', per = 'owner' }\n[plans.b]\nquota = { rate = '5/d', per = 'owner' }\n\
-                 [plans.c]\nquota = { rate = '7/d', per = 'owner' }\n";
+    let plans = "[plans.a]\nquota = { limit = '5/d', per = 'owner' }\n[plans.b]\nquota = { limit = '5/d', per = 'owner' }\n\
+                 [plans.c]\nquota = { limit = '7/d', per = 'owner' }\n";
     let on = |one: &str, two: &str| {
         Export::new([row("one").owner("acme").plan(one), row("two").owner("acme").plan(two)])
     };
@@ -443,7 +445,7 @@ fn moving_keys_between_plans_does_not_refill_an_owner_quota() {
 /// Rows with the same `key_id` are charged under the plan of the first row.
 #[test]
 fn rotated_rows_on_two_plans_share_one_bucket() {
-    let plans = "[plans.a]\nquota = { rate = '5/d', per = 'owner' }\n[plans.b]\nquota = { rate = '5/d', per = 'owner' }\n";
+    let plans = "[plans.a]\nquota = { limit = '5/d', per = 'owner' }\n[plans.b]\nquota = { limit = '5/d', per = 'owner' }\n";
     let rows = |first: &str, second: &str| {
         Export::new([
             row("old").id("k").owner("acme").plan(first),
@@ -464,8 +466,8 @@ fn rotated_rows_on_two_plans_share_one_bucket() {
 }
 
 /// Two plans that define the same owner limit differently, and one without it.
-const OWNER_PLANS: &str = "source.max_shrink = 1.0\nplans.p1.own = { rate = '30/d', per = 'owner' }\n\
-                           plans.p2.own = { rate = '20/d', per = 'owner' }\nplans.p3.other = '1000/s'\n";
+const OWNER_PLANS: &str = "source.max_shrink = 1.0\nplans.p1.own = { limit = '30/d', per = 'owner' }\n\
+                           plans.p2.own = { limit = '20/d', per = 'owner' }\nplans.p3.other = '1000/s'\n";
 
 /// The keys `one` and `two` of one owner, on these plans. A key without a plan is not listed.
 fn owner_export(plan_of_one: &str, plan_of_two: &str) -> Export {

@@ -207,3 +207,18 @@ fn refused_reload_does_not_change_pepper() {
     fixture.assert_accepted(Export::new([first, second]));
     assert_eq!(fixture.daemon.verdicts(["first", "second"]), ["ALLOWED"; 2]);
 }
+
+/// The reload thread would wait for it for ever.
+#[test]
+fn pipe_does_not_hold_up_a_reload() {
+    let fixture = Fixture::new(&[]);
+    let file = fixture.daemon.setup.path("keyward.toml");
+    fs::remove_file(&file).expect("removes");
+    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .expect("a pipe");
+    let error = fixture.daemon.reload().error.expect("refused");
+    assert!(error.contains("it is a pipe or a socket: a reload needs a regular file"), "{error}");
+    fs::remove_file(&file).expect("removes");
+    fs::write(&file, configuration(&[])).expect("writes");
+    assert!(fixture.daemon.reload().accepted);
+}

@@ -21,9 +21,9 @@ use crate::support::mode::encode_export;
 use crate::support::{
     Daemon, Export, Random, RawClient, SetOnDrop, Setup, dose, encode_verify, replace_export, row, wait_until,
 };
+use keyward_admin::message::Reload;
 use keyward_client::Request;
 use keyward_client::blocking::Client;
-use keyward_daemon::admin::message::Reload;
 use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 use rustix::process::Signal;
 

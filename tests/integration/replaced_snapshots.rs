@@ -2,7 +2,7 @@
 //! often it reloads.
 
 use crate::support::{Daemon, Export, Setup, line, replace_export, row, wait_until};
-use keyward_daemon::admin::message::Command;
+use keyward_admin::message::Command;
 
 /// Bytes of metadata in each row, so that few rows make a large snapshot.
 const METADATA: usize = 4_000;
@@ -36,7 +36,7 @@ fn run_round(daemon: &Daemon, round: usize) {
         replace_export(&source, refused);
         assert!(!daemon.reload().accepted);
         let check = Command::Check { source: None };
-        let reply = keyward_daemon::admin::send_command(&daemon.admin_socket(), &check).expect("an answer");
+        let reply = keyward_admin::send_command(&daemon.admin_socket(), &check).expect("an answer");
         assert!(reply.check.is_some(), "{reply:?}");
     }
 }

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crate::support::revocation_load::RevocationLoad;
 use crate::support::{
     CommandOutput, Daemon, Export, RawClient, Received, SetOnDrop, Setup, encode_verify, key_target, keyward,
-    line, owner_target, replace_export, row, wait_for,
+    line, owner_target, replace_export, row, run, wait_for,
 };
-use keyward_daemon::admin::message::{Command, Reply, Revocation, Target};
-use keyward_daemon::admin::{CommandError, send_command};
+use keyward_admin::message::{Command, Reply, Revocation, Target};
+use keyward_admin::{CommandError, send_command};
 use rustix::process::Signal;
 
 fn send(admin: &Path, command: &Command) -> Result<Revocation, CommandError> {
@@ -126,14 +126,14 @@ fn key_is_revoked_with_all_its_rows_until_it_is_unrevoked() {
         already: false,
         keys: 2,
         revoked: 2,
-        generation: 1,
+        generation: 2,
         durable: true,
         not_durable: None,
     };
     assert_eq!(daemon.revoke(key_target("a")), expected);
     assert_eq!(daemon.verdicts(["a1", "a2", "b"]), ["REVOKED", "REVOKED", "ALLOWED"]);
     assert_eq!(daemon.revoke(key_target("a")), Revocation { already: true, ..expected.clone() });
-    assert_eq!(daemon.unrevoke(key_target("a")), Revocation { revoked: 0, ..expected });
+    assert_eq!(daemon.unrevoke(key_target("a")), Revocation { revoked: 0, generation: 3, ..expected });
     assert_eq!(daemon.verdicts(["a1", "a2", "b"]), ["ALLOWED"; 3]);
     let error = refusal(&daemon, &Command::Unrevoke(key_target("a")));
     assert_eq!(error, "key \"a\" is not on the list of revocations (keyward status --revocations shows it)");
@@ -251,6 +251,63 @@ fn revocation_survives_restarts_and_reloads_until_the_source_confirms_it() {
     );
 }
 
+/// A revocation applies to names. An export that gives its keys other names would undo it.
+#[test]
+fn source_that_renames_revoked_keys_is_refused() {
+    let tolerant = "source.max_reactivated = 1.0\nsource.max_shrink = 1.0\nsource.max_loosened = 1.0";
+    let mut daemon = Setup::new(export("active")).config(tolerant).start();
+    daemon.revoke(key_target("a"));
+    daemon.revoke(owner_target("bolt"));
+    daemon.wait_until_saved();
+    let renamed_owner = export("active").to_csv().replace("bolt", "bolt-2");
+    let renamed_key = export("active").map_rows(|row| if row.key_id() == "a" { row.id("a3") } else { row });
+    let without_owners = export("active").map_rows(|row| row.owner(""));
+    for (renamed, refused) in [
+        (renamed_owner.clone(), "2 keys that are revoked have another key id or owner, which is not revoked"),
+        (renamed_key.to_csv(), "1 key that is revoked has another key id or owner, which is not revoked"),
+        (without_owners.to_csv(), "2 keys that are revoked have"),
+        (
+            renamed_owner.replace("bolt-2,disabled", "bolt,disabled"),
+            "1 key that is revoked has another key id or owner, which is not revoked",
+        ),
+    ] {
+        replace_export(&daemon.setup.source(), &*renamed);
+        let error = daemon.reload().error.expect("refused");
+        assert!(error.contains(refused), "{error}");
+        let mut check = keyward();
+        check.args(["check", "--config"]).arg(daemon.setup.path("keyward.toml"));
+        check.arg("--source").arg(daemon.setup.source()).arg("--state-dir").arg(daemon.setup.dir.path());
+        let CommandOutput { code, stderr: predicted, .. } = run(&mut check);
+        assert!(code == Some(1) && predicted.contains(refused), "{code:?}: {predicted}");
+        assert_eq!(
+            daemon.verdicts(["a1", "a2", "b", "c", "d"]),
+            ["REVOKED", "REVOKED", "ALLOWED", "REVOKED", "REVOKED"]
+        );
+        // A start compares with the last good keys.
+        daemon = daemon.kill_and_restart();
+        daemon.assert_logged(refused);
+        assert_eq!(
+            daemon.verdicts(["a1", "a2", "b", "c", "d"]),
+            ["REVOKED", "REVOKED", "ALLOWED", "REVOKED", "REVOKED"]
+        );
+    }
+
+    // As the refusal advises: the name that stays is revoked as well.
+    replace_export(&daemon.setup.source(), renamed_owner);
+    daemon.revoke(key_target("c"));
+    daemon.revoke(key_target("d"));
+    assert!(daemon.reload().accepted);
+    assert_eq!(daemon.verdicts(["a1", "b", "c", "d"]), ["REVOKED", "ALLOWED", "REVOKED", "REVOKED"]);
+    daemon = daemon.kill_and_restart();
+    assert_eq!(daemon.verdicts(["a1", "b", "c", "d"]), ["REVOKED", "ALLOWED", "REVOKED", "REVOKED"]);
+
+    // An operator may decide otherwise, and the log says what that means.
+    replace_export(&daemon.setup.source(), renamed_key.map_rows(|row| row.owner("acme")));
+    assert!(daemon.force_reload().accepted);
+    assert_eq!(daemon.verdicts(["a1", "c"]), ["ALLOWED", "REVOKED"]);
+    daemon.assert_logged("lifts revocations: 1 key that is revoked has another key id");
+}
+
 #[test]
 fn revocation_before_the_first_load_applies_to_it() {
     let daemon = Setup::without_export().start();
@@ -260,8 +317,8 @@ fn revocation_before_the_first_load_applies_to_it() {
     assert_eq!(daemon.verdicts(["a1", "a2", "b"]), ["REVOKED", "REVOKED", "ALLOWED"]);
 }
 
-/// A peer that does not read may find old answers in its socket, but no others, and does not delay
-/// the command.
+/// A peer that does not read finds in its socket the answers that were made before the revocation, and
+/// no others, and does not delay the command.
 #[test]
 fn peer_that_does_not_read_does_not_delay_a_revocation() {
     let daemon = Daemon::serving(export("active"));
@@ -271,7 +328,8 @@ fn peer_that_does_not_read_does_not_delay_a_revocation() {
     daemon.revoke(key_target("a"));
     assert!(start.elapsed() < Duration::from_secs(5), "the revocation took {:?}", start.elapsed());
     let sent = rustix::io::ioctl_fionread(&peer.stream).expect("a socket");
-    let received = peer.receive_until_close();
+    let mut received = peer.receive_until_close();
+    assert!(matches!(received.pop(), Some(Received::Error { code: 13, detail: 1_000, .. })));
     let is_allowed = |received: &Received| matches!(received, Received::Answer { verdict: "ALLOWED", .. });
     assert!(received.iter().all(is_allowed), "{:?}", received.last());
     let (answers, size) = (received.len() as u64, answer_size(&daemon));
@@ -322,7 +380,9 @@ fn revocation_does_not_wait_for_a_reload() {
     assert!(longest < DISK.max(reload / 2), "a revocation took {longest:?}, and the reload {reload:?}");
     // All of them are in force in the new snapshot.
     let status = daemon.status();
-    assert_eq!((status.generation, status.revocations_total), (2, during));
+    // The reload and each revocation have moved it.
+    assert_eq!((status.generation, status.revocations_total), (2 + during as u64, during));
+    assert_eq!(status.table_generation, outcome.generation);
     for number in 0..during {
         let revocation = daemon.revoke(key_target(&format!("key-{number}")));
         assert!(revocation.already && revocation.revoked == 1, "{revocation:?}");
@@ -380,19 +440,21 @@ fn command_line_reports_what_is_in_force() {
         assert_eq!((output.code, &*output.stderr), (Some(0), ""), "{arguments:?}");
         assert_eq!(output.stdout, format!("{text}\n"), "{arguments:?}");
     };
-    assert_prints(&["revoke", "a"], "revoked a (2 keys), in force on every connection, generation 1");
+    assert_prints(&["revoke", "a"], "revoked a (2 keys), in force on every connection, generation 2");
     assert_prints(
         &["revoke", "--owner", "acme"],
-        "revoked owner acme (3 keys), in force on every connection, generation 1",
+        "revoked owner acme (3 keys), in force on every connection, generation 3",
     );
     let status = daemon.run_keyward(&["status"]).stdout;
     assert!(
-        status.contains("revoked      owner acme since ") && status.contains("             a since "),
+        status.starts_with("ready        generation 3, with the keys of 1: ")
+            && status.contains("revoked      owner acme since ")
+            && status.contains("             a since "),
         "{status}"
     );
     assert_prints(
         &["unrevoke", "--owner", "acme", "--json"],
-        r#"{"owner":"acme","already":false,"keys":3,"revoked":2,"generation":1,"durable":true}"#,
+        r#"{"owner":"acme","already":false,"keys":3,"revoked":2,"generation":4,"durable":true}"#,
     );
     let CommandOutput { code, stdout: output, stderr: messages } =
         daemon.run_keyward(&["revoke", "unlisted"]);

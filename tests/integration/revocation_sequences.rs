@@ -6,8 +6,8 @@ use std::path::Path;
 use std::thread;
 
 use crate::support::{Daemon, Export, Row, Setup, replace_export, row};
+use keyward_admin::message::{Command, Target};
 use keyward_client::Request;
-use keyward_daemon::admin::message::{Command, Target};
 
 /// The state of a key in an export. The key is in rotation: it has two rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -130,8 +130,7 @@ fn revoke_all(admin: &Path, subjects: &[Subject]) {
         for part in subjects.chunks(subjects.len().div_ceil(8)) {
             scope.spawn(move || {
                 for subject in part {
-                    keyward_daemon::admin::send_command(admin, &Command::Revoke(subject.target()))
-                        .expect("revoked");
+                    keyward_admin::send_command(admin, &Command::Revoke(subject.target())).expect("revoked");
                 }
             });
         }

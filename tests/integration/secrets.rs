@@ -134,9 +134,7 @@ fn verify(key: &str) -> Vec<u8> {
 fn refund(key: &str) -> Vec<u8> {
     let mut frame = Vec::new();
     let credential = Credential::RawKey(key.as_bytes());
-    Refund { request_id: 0x1d0f_a5c1, cost: 0x5eed_c057, credential, limit: None }
-        .encode(&mut frame)
-        .expect("within limits");
+    Refund::new(0x1d0f_a5c1, 0x5eed_c057, credential).encode(&mut frame).expect("within limits");
     frame
 }
 
@@ -292,7 +290,7 @@ fn invalid_frames(key: &str) -> Vec<(u8, bool, Vec<u8>)> {
     };
     let with_length = |length: u32| [&length.to_le_bytes()[..], &verify(key)[4..]].concat();
     let mut refund_of_nothing = Vec::new();
-    Refund { cost: 1, request_id: 1, credential: Credential::RawKey(key.as_bytes()), limit: None }
+    Refund::new(1, 1, Credential::RawKey(key.as_bytes()))
         .encode(&mut refund_of_nothing)
         .expect("within limits");
     refund_of_nothing[12] = 0;

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use keyward_admin::message::Command;
+use keyward_admin::send_command_within;
 use keyward_client::Request;
-use keyward_daemon::admin::message::Command;
-use keyward_daemon::admin::send_command_within;
 use rustix::process::Signal;
 
 use crate::support::serve_process::handles_signals;

@@ -9,9 +9,9 @@ use crate::support::serve_process::{ServeProcess, with_sockets};
 use crate::support::{
     Daemon, Export, Received, Setup, TIMEOUT, encode_verify, keyward, remove_dir_in_use, wait_for, wait_until,
 };
+use keyward_admin::message::{Command as AdminCommand, SocketStatus, Status};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
-use keyward_daemon::admin::message::{Command as AdminCommand, SocketStatus, Status};
 use rustix::process::Signal;
 
 fn export() -> Export {
@@ -19,7 +19,7 @@ fn export() -> Export {
 }
 
 fn status(admin: &Path) -> Option<Status> {
-    keyward_daemon::admin::send_command(admin, &AdminCommand::Status).ok().and_then(|reply| reply.status)
+    keyward_admin::send_command(admin, &AdminCommand::Status).ok().and_then(|reply| reply.status)
 }
 
 fn socket_status(admin: &Path, name: &str) -> Option<SocketStatus> {

@@ -263,7 +263,7 @@ impl Fixture {
         }
         let (last, _) = self.history.last_key_value().expect("some");
         assert!(status.generation > *last, "generation {} was used before", status.generation);
-        self.history.insert(status.generation, self.in_force.clone());
+        self.history.insert(status.table_generation, self.in_force.clone());
         self.daemon = Some(daemon);
         format!("restart, killed: {is_killed}")
     }

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::serve_process::{ServeProcess, with_sockets};
-use crate::support::{Export, Received, Setup, encode_verify, row, wait_for, wait_until};
+use crate::support::{Export, RawClient, Received, Setup, encode_verify, row, wait_for, wait_until};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
 use rustix::process::Signal;
 
@@ -48,11 +48,23 @@ fn start_blocked_on_state(setup: &Setup) -> (ServeProcess, File) {
     (process, lock)
 }
 
+/// A client that has written a request, and one that has not.
+fn connect_to_blocked(setup: &Setup) -> [RawClient; 2] {
+    let mut clients = [(); 2].map(|()| RawClient::connect(&setup.path("keyward.sock")));
+    clients[0].send(&encode_verify(1, "a"));
+    clients
+}
+
+fn assert_dismissed(clients: [RawClient; 2]) {
+    for mut client in clients {
+        let error = Received::Error { request_id: 0, code: 14, detail: 0, closing: true };
+        assert_eq!([client.receive(), client.receive()], [error, Received::Closed]);
+    }
+}
+
 fn generation(setup: &Setup) -> u64 {
-    let status = keyward_daemon::admin::send_command(
-        &setup.path("admin.sock"),
-        &keyward_daemon::admin::message::Command::Status,
-    );
+    let status =
+        keyward_admin::send_command(&setup.path("admin.sock"), &keyward_admin::message::Command::Status);
     status.ok().and_then(|reply| reply.status).map_or(0, |status| status.generation)
 }
 
@@ -99,14 +111,25 @@ fn sigterm_or_sigint_while_waiting_for_the_state_directory_exits_promptly() {
     for signal in [Signal::TERM, Signal::INT] {
         let setup = Setup::new(export());
         let (mut process, _lock) = start_blocked_on_state(&setup);
+        let waiting = connect_to_blocked(&setup);
         let start = Instant::now();
         process.signal(signal);
         assert_eq!(process.wait_for_exit().code(), Some(0));
         assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+        assert_dismissed(waiting);
         assert!(!setup.path("keyward.sock").exists() && !setup.path("admin.sock").exists());
         let log = fs::read_to_string(setup.path("log")).expect("a log");
         assert!(log.contains("stopped during the start"), "{log}");
     }
+}
+
+#[test]
+fn clients_of_a_failed_start_are_told() {
+    let setup = Setup::new(export());
+    let (mut process, _lock) = start_blocked_on_state(&setup);
+    let waiting = connect_to_blocked(&setup);
+    assert!(!process.wait_for_exit().success());
+    assert_dismissed(waiting);
 }
 
 /// At moments throughout the start, with balances to restore, SIGHUP does not end it and SIGTERM

@@ -8,9 +8,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    CommandOutput, Daemon, Export, Setup, keyward, remove_dir_in_use, row, wait_for, wait_until,
+    CommandOutput, Daemon, Export, Setup, keyward, remove_dir_in_use, replace_export, row, wait_for,
+    wait_until,
 };
-use keyward_daemon::admin::message::Revoked;
+use keyward_admin::message::Revoked;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -190,6 +191,35 @@ fn revocation_on_a_full_disk_is_in_force_at_once_and_durable_within_a_second_of_
     let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict(&key), "REVOKED");
     assert_eq!(daemon.status().revocations.len(), last + 2);
+}
+
+#[test]
+#[ignore = "needs to mount a tmpfs: tests/run runs it"]
+fn reload_on_a_full_disk_is_in_force_at_once_and_says_that_it_is_not_durable() {
+    let tmpfs = Tmpfs::mount();
+    let daemon = tmpfs.setup(export()).start();
+    daemon.wait_until_saved();
+    let wait_for_failure = || {
+        wait_until("the disk to be full", || {
+            tmpfs.fill();
+            replace_export(&daemon.setup.source(), export_with("revoked"));
+            let CommandOutput { code, stdout, stderr } = daemon.run_keyward(&["reload"]);
+            let is_reported = stderr.contains("NOT DURABLE: the keys are in force");
+            assert_eq!(code, Some(is_reported.into()), "{stdout}{stderr}");
+            is_reported
+                && stderr.contains("accepted_source.json")
+                && stderr.contains("No space left on device")
+        });
+    };
+    wait_for_failure();
+    assert_eq!(daemon.verdict("k0"), "REVOKED");
+    tmpfs.free_space();
+    wait_until("the record", || daemon.status().last_accepted.is_some_and(|reload| reload.durable));
+    assert_eq!(daemon.run_keyward(&["reload"]).code, Some(0));
+    daemon.spoil_source();
+    let daemon = daemon.kill_and_restart();
+    // The keys of that source have been stored, or are known to be missing.
+    assert!(["REVOKED", "NOT_READY"].contains(&daemon.verdict("k0").as_str()), "{}", daemon.log());
 }
 
 #[test]

@@ -10,9 +10,9 @@ use crate::support::{
     Daemon, Export, RawClient, Received, Setup, encode_verify, key_target, owner_target, replace_export, row,
     wait_until,
 };
+use keyward_admin::message::Command as AdminCommand;
+use keyward_admin::send_command;
 use keyward_client::Request;
-use keyward_daemon::admin::message::Command as AdminCommand;
-use keyward_daemon::admin::send_command;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// strace attached to all threads of a daemon. It is detached when this is dropped.

@@ -4,8 +4,8 @@ use std::fs;
 use std::ops::Range;
 
 use crate::support::bad_rows::{APPLY_TAKEAWAYS, export, invalid, start, valid, withheld};
-use crate::support::{Daemon, Export, Row, replace_export, wait_for, wait_until};
-use keyward_daemon::admin::message::Withheld;
+use crate::support::{CommandOutput, Daemon, Export, Row, replace_export, wait_for, wait_until};
+use keyward_admin::message::Withheld;
 
 #[test]
 fn refused_export_takes_away_keys_that_its_valid_rows_revoke_disable_or_expire() {
@@ -148,6 +148,59 @@ fn takeaways_survive_a_crash_before_the_accepted_keys_are_written() {
     let daemon = daemon.kill_and_restart();
     assert!(daemon.status().last_good.is_some_and(|saved| saved.in_use), "{}", daemon.log());
     assert_eq!(daemon.verdict("k"), "REVOKED", "with the takeaway");
+}
+
+#[test]
+fn takeaways_that_cannot_be_written_are_in_force_and_reported_as_not_durable() {
+    let daemon = start(APPLY_TAKEAWAYS, export([valid("k"), valid("bad")]));
+    daemon.wait_until_saved();
+    let obstacle = daemon.setup.path("taken_away.json.new");
+    fs::create_dir_all(obstacle.join("x")).expect("a directory");
+    let outcome = daemon.publish(export([valid("k").status("revoked"), invalid("bad")]));
+    assert!(!outcome.accepted && !outcome.durable, "{outcome:?}");
+    assert_eq!(outcome.not_durable, outcome.withheld.expect("takeaways").takeaways_not_durable);
+    assert!(outcome.not_durable.is_some_and(|reason| reason.contains("taken_away.json")));
+    assert_eq!(daemon.verdict("k"), "REVOKED");
+    daemon.assert_logged("what refused sources have taken away is in force, but NOT DURABLE");
+    let text = "NOT DURABLE: what refused sources have taken away is in force";
+    let CommandOutput { code, stderr, .. } = daemon.run_keyward(&["reload"]);
+    assert!(code == Some(1) && stderr.contains(text), "{stderr}");
+    let status = daemon.run_keyward(&["status"]).stdout;
+    assert!(status.contains(&format!("WITHHELD     {text}")), "{status}");
+    // The takeaways are of an earlier source now.
+    daemon.spoil_source();
+    daemon.reload();
+    assert!(withheld(&daemon).takeaways_not_durable.is_some());
+    let daemon = daemon.kill_and_restart();
+    assert_eq!(daemon.verdict("k"), "ALLOWED", "as it was reported: {}", daemon.log());
+
+    assert!(!daemon.publish(export([valid("k").status("revoked"), invalid("bad")])).durable);
+    fs::remove_dir_all(obstacle).expect("removes");
+    wait_until("another attempt", || withheld(&daemon).takeaways_not_durable.is_none());
+    assert!(daemon.reload().durable);
+    daemon.spoil_source();
+    let daemon = daemon.kill_and_restart();
+    assert_eq!(daemon.verdict("k"), "REVOKED", "{}", daemon.log());
+}
+
+#[test]
+fn removal_of_takeaways_is_retried_and_logged() {
+    let daemon = start(APPLY_TAKEAWAYS, export([valid("k"), valid("bad")]));
+    assert!(!daemon.publish(export([valid("k").status("revoked"), invalid("bad")])).accepted);
+    let file = daemon.setup.path("taken_away.json");
+    fs::remove_file(&file).expect("removes");
+    // A directory is not removed like a file.
+    fs::create_dir_all(file.join("x")).expect("a directory");
+    assert!(daemon.publish(export([valid("k"), valid("bad")])).durable);
+    let is_listed = || daemon.status().unwritten.iter().any(|unwritten| unwritten.file == "taken_away.json");
+    wait_until("the removal to fail", is_listed);
+    let removed = "the takeaways of refused sources are removed";
+    assert!(!daemon.log().contains(removed), "{}", daemon.log());
+    fs::remove_dir_all(&file).expect("removes");
+    fs::write(&file, "outdated").expect("writes");
+    wait_until("another attempt", || !file.exists());
+    wait_until("a line in the log", || daemon.log().contains(removed));
+    wait_until("the status", || !is_listed());
 }
 
 #[test]

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use crate::support::{
     Daemon, Export, Random, RawClient, Received, SetOnDrop, Setup, encode_verify, row, wait_until,
 };
-use keyward_client::Request;
-use keyward_daemon::admin::message::Command as AdminCommand;
-use keyward_daemon::usage::UsageReport;
+use keyward_admin::message::Command as AdminCommand;
+use keyward_admin::message::{LimitUsage, UsageReport};
+use keyward_client::{Debit, Refund as ClientRefund, Request};
 use keyward_protocol::{Credential, Refund, Verify};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::Value;
@@ -25,10 +25,8 @@ type VerdictCounts = BTreeMap<(String, String), u64>;
 
 fn usage(daemon: &Daemon, key_id: Option<&str>, owner: Option<&str>, top: Option<usize>) -> UsageReport {
     let [key_id, owner] = [key_id, owner].map(|text| text.map(str::to_owned));
-    let reply = keyward_daemon::admin::send_command(
-        &daemon.admin_socket(),
-        &AdminCommand::Usage { key_id, owner, top },
-    );
+    let reply =
+        keyward_admin::send_command(&daemon.admin_socket(), &AdminCommand::Usage { key_id, owner, top });
     reply.expect("an answer").usage.expect("usage")
 }
 
@@ -169,14 +167,14 @@ fn counts_are_exact_over_workers_reloads_and_rotation() {
 
 #[test]
 fn refunds_peeks_and_shadow_limits_are_counted_separately() {
-    let plan = "[plans.free]\nquick = { rate = \"1/h\", shadow = true }\n";
+    let plan = "[plans.free]\nquick = { limit = \"1/h\", shadow = true }\n";
     let daemon = Setup::new(Export::new([row("a").plan("free").limits("100/h")])).config(plan).start();
     let credential = Credential::Digest(Sha256::digest("a").into());
     let mut frames = Vec::new();
     for (id, cost) in [(1, 1), (2, 5), (3, 0)] {
         Verify { cost, ..Verify::new(id, credential) }.encode(&mut frames).expect("within limits");
     }
-    Refund { request_id: 4, cost: 5, credential, limit: None }.encode(&mut frames).expect("within limits");
+    Refund::new(4, 5, credential).encode(&mut frames).expect("within limits");
     let mut peer = daemon.connect();
     peer.send(&frames);
     for _ in 0..4 {
@@ -185,6 +183,100 @@ fn refunds_peeks_and_shadow_limits_are_counted_separately() {
     let total = usage(&daemon, Some("a"), None, None).total;
     assert_eq!((total.allowed, total.cost, total.refunded), (2, 6, 5));
     assert_eq!((total.shadow_limited, total.peeked), (1, 1));
+    // The shadow limit had room for the first request only, and 1 of it could be refunded.
+    assert_eq!(total.limits, named(&[("default", [6, 0, 5]), ("quick", [1, 0, 1])]));
+}
+
+/// What was charged, debited and refunded on each limit, as a report has it.
+fn named(limits: &[(&str, [u64; 3])]) -> Option<BTreeMap<String, LimitUsage>> {
+    let usage = |[charged, debited, refunded]: [u64; 3]| LimitUsage { charged, debited, refunded };
+    Some(limits.iter().map(|(name, amounts)| ((*name).to_owned(), usage(*amounts))).collect())
+}
+
+/// Estimates, settled after the response; over a reload that renames a limit.
+#[test]
+fn charges_debits_and_refunds_are_counted_for_each_limit() {
+    // They refill by less than 1 during the test.
+    const LIMITS: &str = "requests=1000/30d;tokens=10000/30d overdraft 500";
+    let plan = "usage.interval = '1h'\n[plans.free]\nsoft = { limit = '4/d', shadow = true }\n";
+    let export = |limits: &str| {
+        Export::new([
+            row("a").owner("acme").plan("free").limits(limits),
+            row("b").owner("acme").limits("tokens=9/d"),
+        ])
+    };
+    let mut daemon = Setup::new(export(LIMITS)).config(plan).start();
+    let mut client = daemon.client();
+    let mut verify = |request: Request<'_>| client.verify(&request).expect("an answer").verdict().name();
+    assert_eq!(verify(Request::new("a").cost(2)), "ALLOWED");
+    assert_eq!(verify(Request::new("b").cost(3)), "ALLOWED");
+    assert_eq!(
+        usage(&daemon, None, Some("acme"), None).total.limits,
+        None,
+        "all limits were charged the cost"
+    );
+
+    assert_eq!(verify(Request::new("a").cost_of("tokens", 9_000)), "ALLOWED");
+    assert_eq!(verify(Request::new("a").cost_of("tokens", 9_000)), "RATE_LIMITED", "and charged nothing");
+    // A request without a general cost is no peek if it charges a limit.
+    assert_eq!(verify(Request::new("a").cost(0).cost_of("tokens", 998)), "ALLOWED");
+    assert_eq!(verify(Request::new("a").cost(0)), "ALLOWED");
+    // Names of limits that the key does not have charge it nothing.
+    assert_eq!(verify(Request::new("b").cost(0).cost_of("requests", 5)), "ALLOWED");
+    let mut debit = |debit: Debit<'_>| assert!(client.debit(&debit).expect("an answer").is_allowed());
+    // Nothing is left: 500 below zero is the floor. The shadow limit has 1 left.
+    debit(Debit::new("a", 0).cost_of("tokens", 400));
+    debit(Debit::new("a", 0).cost_of("tokens", 400).cost_of("soft", 9));
+    let mut refund =
+        |refund: ClientRefund<'_>| assert!(client.refund(&refund).expect("an answer").is_allowed());
+    refund(ClientRefund::new("a", 5));
+    let settled = [("requests", [3, 0, 3]), ("soft", [3, 1, 4]), ("tokens", [10_000, 500, 5])];
+    let a = usage(&daemon, Some("a"), None, None).total;
+    assert_eq!((a.allowed, a.cost, a.peeked, a.debited, a.refunded), (3, 3, 1, 0, 5));
+    assert_eq!(a.limits, named(&settled));
+    let acme = usage(&daemon, None, Some("acme"), None);
+    let both = [("requests", [3, 0, 3]), ("soft", [3, 1, 4]), ("tokens", [10_003, 500, 5])];
+    assert_eq!(acme.total.limits, named(&both), "with the plain requests of other keys");
+    assert_eq!(acme.keys.iter().find(|key| key.key_id == "b").expect("used").counts.limits, None);
+    let text = daemon.run_keyward(&["usage", "--key", "a"]).stdout;
+    assert!(
+        text.contains(
+            "; requests: charged 3, refunded 3; soft: charged 3, debited 1, refunded 4\
+             ; tokens: charged 10000, debited 500, refunded 5\n"
+        ),
+        "{text}"
+    );
+    let json = daemon.run_keyward(&["usage", "--key", "a", "--json"]).stdout;
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(
+        json["keys"][0]["limits"]["tokens"],
+        serde_json::json!({"charged": 10_000, "debited": 500, "refunded": 5})
+    );
+
+    assert!(daemon.publish(export("calls=1000/d")).accepted);
+    assert!(daemon.client().verify(&Request::new("a").cost(7)).expect("an answer").is_allowed());
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait_for_exit().success());
+    let mut daemon = daemon.kill_and_restart();
+    assert!(daemon.client().verify(&Request::new("a").cost(1)).expect("an answer").is_allowed());
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait_for_exit().success());
+    let lines = parse_lines(&usage_files(daemon.setup.dir.path()));
+    assert_numbered(&lines, 1);
+    let of_a: Vec<_> = lines.iter().filter(|line| line["key_id"] == "a").collect();
+    let limits: BTreeMap<String, LimitUsage> =
+        serde_json::from_value(of_a[0]["limits"].clone()).expect("limits");
+    let calls = ("calls", [7, 0, 0]);
+    // The shadow limit had room for 4 at most.
+    let soft = ("soft", [3, 1, 4]);
+    assert_eq!(Some(limits), named(&[calls, settled[0], soft, settled[2]]));
+    assert_eq!(
+        (&of_a[1]["cost"], of_a[1].get("limits")),
+        (&1.into(), None),
+        "a daemon that has just started"
+    );
+    let of_b: Vec<_> = lines.iter().filter(|line| line["key_id"] == "b").collect();
+    assert_eq!((of_b.len(), &of_b[0]["cost"], of_b[0].get("limits")), (1, &3.into(), None));
 }
 
 #[test]

@@ -39,6 +39,7 @@ fn export() -> Export {
             .set("allowed_origins", "https://*.example.com")
             .limits("requests=1/d burst 3; daily=10000/d")
             .metadata(r#"{"tier":1}"#),
+        row("prepaid").limits("credits=3"),
     ])
 }
 
@@ -85,6 +86,9 @@ fn expectations() -> Vec<Value> {
             json!({"cost": 4}),
             json!({"verdict": "COST_EXCEEDS_BURST", "limit": 3, "remaining": 3, "retry_after_ms": 0, "limit_name": "requests"}),
         ),
+        json!({"key": "prepaid", "cost": 4, "expect": {
+            "verdict": "OUT_OF_CREDIT", "limit": 3, "remaining": 3, "retry_after_ms": 0, "limit_name": "credits",
+        }}),
         with(json!({"cost": 0}), json!({"verdict": "ALLOWED", "remaining": 3, "retry_after_ms": 0})),
         with(
             json!({"cost": 2, "ip": "2001:db8::7", "metadata": true}),
@@ -259,6 +263,8 @@ fn every_verdict_is_tested() {
         .collect();
     // These depend on the daemon, not on a key, and have tests of their own above.
     tested.extend(["NOT_READY".into(), "STALE_SNAPSHOT".into()]);
+    // Named costs have tests of their own in `budgets`.
+    tested.insert("UNKNOWN_LIMIT".into());
     let all: BTreeSet<String> = Verdict::all().map(|verdict| verdict.name().into()).collect();
     assert_eq!(tested, all);
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{Daemon, Export, SetOnDrop, Setup, mode, replace_export, wait_until};
-use keyward_daemon::admin::message::Reload;
+use keyward_admin::message::Reload;
 
 const POLL: &str = "poll = '1h'";
 

@@ -5,11 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use keyward_protocol::{
-    Answer, Credential, Hello, MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, VERSION, Verify, parse_frame,
+    Answer, CostsBuf, Credential, Debit, Hello, MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, VERSION,
+    Verify, parse_frame,
 };
 
 use crate::keys::Universe;
-use crate::reference::Request;
+use crate::reference::{Kind, Request};
 use crate::wait::{HANG, wait_until};
 
 pub struct Client {
@@ -50,9 +51,13 @@ impl Client {
         };
         let (request_id, cost) = (self.id(), request.cost);
         let mut frame = Vec::new();
-        match request.refund {
-            None => Verify { cost, ..Verify::new(request_id, credential) }.encode(&mut frame),
-            Some(limit) => Refund { request_id, cost, credential, limit }.encode(&mut frame),
+        let mut costs = CostsBuf::new();
+        request.cost_of.into_iter().for_each(|(name, cost)| costs.push(name, cost).expect("a valid cost"));
+        let costs = costs.as_costs();
+        match request.kind {
+            Kind::Verify => Verify { cost, costs, ..Verify::new(request_id, credential) }.encode(&mut frame),
+            Kind::Refund => Refund { costs, ..Refund::new(request_id, cost, credential) }.encode(&mut frame),
+            Kind::Debit => Debit { costs, ..Debit::new(request_id, cost, credential) }.encode(&mut frame),
         }
         .expect("short fields");
         frame

@@ -31,7 +31,9 @@ counts! {
     cost_exceeds_burst
     rate_limited
     not_ready
+    unknown_limit
     refunds
+    debits
     charges
     lost_connections
     stalled_peers
@@ -68,6 +70,7 @@ impl Counts {
             Verdict::Expired => &mut self.expired,
             Verdict::CostExceedsBurst => &mut self.cost_exceeds_burst,
             Verdict::RateLimited => &mut self.rate_limited,
+            Verdict::UnknownLimit => &mut self.unknown_limit,
             Verdict::NotReady => &mut self.not_ready,
             // The reference has refused it.
             _ => return,

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::random::Random;
 
-/// Ticks of the limiter in a nanosecond, and in a second.
-pub const TICKS: i128 = 8;
+/// Ticks in a nanosecond: a multiple of 7, so that 7 requests a second are exact. And in a second.
+pub const TICKS: i128 = 7;
 const SECOND: i128 = 1_000_000_000 * TICKS;
 
 /// The key that every export has, except those that are to be refused. Its owner names the export.
@@ -17,11 +17,14 @@ pub const ANCHOR: usize = 0;
 /// The texts of limits, and what they mean: name, ticks for one unit, burst.
 type Spec = (&'static str, &'static [(&'static str, i128, u32)]);
 
+/// A limit that no key has.
+pub const UNKNOWN_LIMIT: &str = "tokens";
+
 const SPECS: [Spec; 6] = [
     ("", &[]),
     ("10/s burst 5", &[("default", SECOND / 10, 5)]),
     ("3/h", &[("default", 3600 * SECOND / 3, 3)]),
-    ("fast=7/s burst 4; slow=20/m burst 6", &[("fast", SECOND / 7 + 1, 4), ("slow", 60 * SECOND / 20, 6)]),
+    ("fast=7/s burst 4; slow=20/m burst 6", &[("fast", SECOND / 7, 4), ("slow", 60 * SECOND / 20, 6)]),
     ("a=2/d; b=2/d burst 3", &[("a", 86_400 * SECOND / 2, 2), ("b", 86_400 * SECOND / 2, 3)]),
     ("1000/s burst 200", &[("default", SECOND / 1000, 200)]),
 ];
@@ -122,6 +125,16 @@ impl Universe {
             _ if self.is_stated(rows, key) => &self.keys[key].owner,
             _ => "",
         }
+    }
+
+    /// The limits of a row.
+    pub fn limits(&self, rows: &Rows, row: &Row) -> &'static [(&'static str, i128, u32)] {
+        if rows.has_limits && self.is_stated(rows, row.key) { self.keys[row.key].limits() } else { &[] }
+    }
+
+    /// Whether a key has a limit of this name.
+    pub fn has_limit(&self, rows: &Rows, name: &str) -> bool {
+        rows.rows.iter().flat_map(|row| self.limits(rows, row)).any(|(other, ..)| *other == name)
     }
 
     /// Whether a row states the owner and the limits of a key. A row that is set aside has those of

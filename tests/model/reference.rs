@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use keyward_protocol::{Answer, Verdict};
 
-use crate::keys::{Content, Key, Row, Rows, Source, Status, TICKS, Universe};
+use crate::keys::{ANCHOR, Content, Key, Row, Rows, Source, Status, TICKS, Universe};
 
 /// Generations from here on are taken from the system time.
 const FROM_SYSTEM_TIME: u64 = 1 << 40;
@@ -24,6 +24,7 @@ pub enum Target {
 /// The keys in force.
 #[derive(Clone, Debug)]
 pub struct Served {
+    /// The generation in force, which a revocation moves.
     pub generation: u64,
     pub rows: Rc<Rows>,
 }
@@ -64,6 +65,11 @@ pub struct Reference {
     pub last_generation: u64,
     /// As `last_generation`, of those that the next daemon must know of.
     pub reserved_generation: u64,
+    /// Whether the next daemon must know of the generations that this one is using.
+    is_reserved: bool,
+    /// For each generation of this daemon and each key, the verdict of its answers, as far as it
+    /// depends on neither time nor balances.
+    verdicts: BTreeMap<(u64, Option<usize>), Option<Verdict>>,
     pub revoked: BTreeSet<Target>,
     /// Targets that may or may not be on the list of the next daemon.
     pub uncertain: BTreeSet<Target>,
@@ -96,15 +102,35 @@ pub enum Start {
     NotReady,
 }
 
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Verify,
+    Refund,
+    Debit,
+}
+
 /// A request to a key.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// `None`: an unknown key.
     pub key: Option<usize>,
     pub is_raw: bool,
+    pub kind: Kind,
     pub cost: u32,
-    /// Whether this is a refund, and of which limit.
-    pub refund: Option<Option<&'static str>>,
+    /// The cost of a limit with this name.
+    pub cost_of: Option<(&'static str, u32)>,
+}
+
+impl Request {
+    pub fn peek(key: Option<usize>) -> Self {
+        Self { key, is_raw: false, kind: Kind::Verify, cost: 0, cost_of: None }
+    }
+
+    /// What the limit `name` is charged, debited or refunded.
+    fn amount(&self, name: &str) -> u32 {
+        self.cost_of.filter(|(named, _)| *named == name).map_or(self.cost, |(_, cost)| cost)
+    }
 }
 
 /// One possible outcome of a request.
@@ -140,6 +166,10 @@ fn takes_away_since(accepted: Option<Accepted>, stored: Option<&Stored>) -> bool
 
 /// Whether a key of `old` may do less by `new`: all possible values.
 fn takes_away(old: &Rows, new: &Rows) -> &'static [bool] {
+    // The anchor's owner is another one.
+    if old.marker != new.marker && old.of(ANCHOR).is_some() && new.of(ANCHOR).is_some() {
+        return &[true];
+    }
     let is_same = |before: &Row, after: &Row| match (before.status, after.status) {
         (Status::SetAside, Status::SetAside) => true,
         _ => before == after,
@@ -165,6 +195,8 @@ impl Default for Reference {
             served: None,
             last_generation: 0,
             reserved_generation: 0,
+            is_reserved: true,
+            verdicts: BTreeMap::new(),
             revoked: BTreeSet::new(),
             uncertain: BTreeSet::new(),
             buckets: BTreeMap::new(),
@@ -206,7 +238,7 @@ impl Reference {
         let Some(served) = &self.served else { return denied(Verdict::NotReady) };
         let row = request.key.and_then(|key| served.rows.of(key));
         let Some(row) = row else { return denied(Verdict::UnknownKey) };
-        if request.refund.is_none() {
+        if request.kind == Kind::Verify {
             let is_revoked =
                 row.status == Status::Revoked || self.is_revoked(universe, &served.rows, row.key);
             let denial = match row.status {
@@ -224,10 +256,13 @@ impl Reference {
                 return denied(verdict);
             }
         }
+        if request.cost_of.is_some_and(|(name, _)| !universe.has_limit(&served.rows, name)) {
+            return denied(Verdict::UnknownLimit);
+        }
         let key = &universe.keys[row.key];
-        let limits = limits(universe, &served.rows, row, request);
+        let limits = universe.limits(&served.rows, row);
         let mut states: Vec<Vec<i128>> = vec![Vec::new()];
-        for (name, ..) in &limits {
+        for (name, ..) in limits {
             let full = BTreeSet::from([0]);
             let possible = self.buckets.get(&(key.id.clone(), *name)).unwrap_or(&full);
             let extend = |state: &Vec<i128>| {
@@ -236,19 +271,21 @@ impl Reference {
             };
             states = states.iter().flat_map(extend).collect();
         }
-        states.iter().map(|state| charge(key, &limits, state, request, now)).collect()
+        states.iter().map(|state| charge(key, limits, state, request, now)).collect()
     }
 
-    /// The buckets that a request is charged to, or refunded to, with their periods and bursts.
-    pub fn buckets_of(&self, universe: &Universe, request: &Request) -> Vec<(BucketId, i128, u32)> {
+    /// The buckets that a request is about, with their periods, their bursts and the amounts.
+    pub fn buckets_of(&self, universe: &Universe, request: &Request) -> Vec<(BucketId, (i128, u32), u32)> {
         let served = self.served.as_ref();
         let Some((rows, row)) = served.and_then(|served| Some((&served.rows, served.rows.of(request.key?)?)))
         else {
             return Vec::new();
         };
         let id = &universe.keys[row.key].id;
-        let bucket = |(name, period, burst): &(_, _, _)| ((id.clone(), *name), *period, *burst);
-        limits(universe, rows, row, request).into_iter().map(bucket).collect()
+        let bucket = |(name, period, burst): &(&'static str, _, _)| {
+            ((id.clone(), *name), (*period, *burst), request.amount(name))
+        };
+        universe.limits(rows, row).iter().map(bucket).filter(|(.., amount)| *amount > 0).collect()
     }
 
     /// Checks the answer to a request, and follows what it has charged.
@@ -261,6 +298,9 @@ impl Reference {
     ) -> Result<(), String> {
         if answer.generation != self.generation() {
             return Err(format!("generation {} and not {}", answer.generation, self.generation()));
+        }
+        if request.kind == Kind::Verify {
+            self.agree(request.key, answer)?;
         }
         let outcomes = self.outcomes(universe, request, now);
         let found = Limit {
@@ -385,13 +425,43 @@ impl Reference {
         self.unstored.push(Stored { generation, version, rows });
     }
 
-    /// `generation` is in use. `has_failed`: a call on the disk has failed since the one before, so it
-    /// may be taken from the system time, and not be known to the next daemon.
+    /// A reload has put `generation` in force. `has_failed`: a call on the disk has failed since the
+    /// one before, so it may be taken from the system time, and not be known to the next daemon.
     pub fn use_generation(&mut self, generation: u64, has_failed: bool) {
+        self.is_reserved = !has_failed || generation < FROM_SYSTEM_TIME;
+        self.follow_generation(generation);
+    }
+
+    /// A change of the list of revocations has moved the generation by one.
+    pub fn move_generation(&mut self) {
+        if let Some(served) = &mut self.served {
+            served.generation += 1;
+            let generation = served.generation;
+            self.follow_generation(generation);
+        }
+    }
+
+    fn follow_generation(&mut self, generation: u64) {
         self.last_generation = self.last_generation.max(generation);
-        if !has_failed || generation < FROM_SYSTEM_TIME {
+        if self.is_reserved {
             self.reserved_generation = self.reserved_generation.max(generation);
         }
+    }
+
+    /// Two answers of one daemon with the same generation differ only by time and balances.
+    fn agree(&mut self, key: Option<usize>, answer: &Answer<'_>) -> Result<(), String> {
+        let fixed = [Verdict::NotReady, Verdict::UnknownKey, Verdict::Revoked, Verdict::Disabled];
+        let verdict = fixed.contains(&answer.verdict).then_some(answer.verdict);
+        let before = *self.verdicts.entry((answer.generation, key)).or_insert(verdict);
+        if before != verdict {
+            return Err(format!("generation {} has two verdicts: {before:?} before", answer.generation));
+        }
+        Ok(())
+    }
+
+    /// Another daemon answers from now on.
+    pub fn forget_verdicts(&mut self) {
+        self.verdicts.clear();
     }
 
     /// The accepted keys are on disk.
@@ -480,19 +550,6 @@ impl Reference {
     }
 }
 
-/// The limits of a row that a request is about.
-fn limits(
-    universe: &Universe,
-    rows: &Rows,
-    row: &Row,
-    request: &Request,
-) -> Vec<&'static (&'static str, i128, u32)> {
-    let has_limits = rows.has_limits && universe.is_stated(rows, row.key);
-    let limits = if has_limits { universe.keys[row.key].limits() } else { &[] };
-    let named = request.refund.flatten();
-    limits.iter().filter(|(name, ..)| named.is_none_or(|named| named == *name)).collect()
-}
-
 /// All buckets that the outcomes have changed, with their possible states.
 fn possible_states(outcomes: &[&Outcome]) -> BTreeMap<BucketId, BTreeSet<i128>> {
     let mut states: BTreeMap<BucketId, BTreeSet<i128>> = BTreeMap::new();
@@ -502,69 +559,80 @@ fn possible_states(outcomes: &[&Outcome]) -> BTreeMap<BucketId, BTreeSet<i128>> 
     states
 }
 
-/// Charges or refunds `state`, the times at which each of `limits` is full.
+/// Charges, debits or refunds `state`, the times at which each of `limits` is full.
 fn charge(
     key: &Key,
-    limits: &[&(&'static str, i128, u32)],
+    limits: &[(&'static str, i128, u32)],
     state: &[i128],
     request: &Request,
     now: Now,
 ) -> Outcome {
     let now = now.ticks;
-    let cost = i128::from(request.cost);
     let debt = |full_at: i128| (full_at - now).max(0);
-    let after = |state: &[i128]| {
+    let after = |state: Vec<i128>| {
         let ids = limits.iter().map(|(name, ..)| (key.id.clone(), *name));
-        ids.zip(state.iter().copied()).collect::<Vec<_>>()
+        ids.zip(state).collect::<Vec<_>>()
     };
-    let milliseconds = |ticks: i128| u32::try_from((ticks + 8_000_000 - 1) / 8_000_000).unwrap_or(u32::MAX);
-    let report = |position: usize, state: &[i128], retry_after: i128| {
-        let (name, period, burst) = *limits[position];
-        let debt = debt(state[position]);
+    let milliseconds = |ticks: i128| {
+        let millisecond = TICKS * 1_000_000;
+        u32::try_from((ticks + millisecond - 1) / millisecond).unwrap_or(u32::MAX)
+    };
+    let remaining = |position: usize, full_at: i128| {
+        let (_, period, burst) = limits[position];
+        u32::try_from((period * i128::from(burst) - debt(full_at)) / period).expect("at most the burst")
+    };
+    let report = |position: usize, full_at: i128, retry_after: i128| {
+        let (name, _, burst) = limits[position];
         Limit {
             name,
             burst,
-            remaining: u32::try_from((period * i128::from(burst) - debt) / period)
-                .expect("at most the burst"),
+            remaining: remaining(position, full_at),
             retry_after_ms: milliseconds(retry_after),
-            reset_ms: milliseconds(debt),
+            reset_ms: milliseconds(debt(full_at)),
         }
     };
-    let least_remaining = |state: &[i128]| {
-        let remaining = |position: &usize| report(*position, state, 0).remaining;
-        (0..limits.len()).min_by_key(remaining).map(|position| report(position, state, 0))
+    let allowed = |state: Vec<i128>| {
+        let lowest = (0..limits.len()).min_by_key(|position| remaining(*position, state[*position]));
+        let limit = lowest.map(|position| report(position, state[position], 0));
+        Outcome { verdict: Verdict::Allowed, limit, after: after(state) }
     };
-    if request.refund.is_some() {
-        let refunded = limits
-            .iter()
-            .zip(state)
-            .map(|((_, period, _), full_at)| now + (debt(*full_at) - period * cost).max(0));
-        let refunded: Vec<_> = refunded.collect();
-        let limit = least_remaining(&refunded);
-        return Outcome { verdict: Verdict::Allowed, limit, after: after(&refunded) };
+    // Each limit whose amount is not 0 is full that much later, and not before now.
+    let changed = |units: &dyn Fn(usize, i128) -> i128| {
+        let positions = 0..limits.len();
+        let change = |position: usize| {
+            let full_at = state[position];
+            match i128::from(request.amount(limits[position].0)) {
+                0 => full_at,
+                amount => now + (debt(full_at) + limits[position].1 * units(position, amount)).max(0),
+            }
+        };
+        positions.map(change).collect::<Vec<_>>()
+    };
+    match request.kind {
+        Kind::Refund => return allowed(changed(&|_, amount| -amount)),
+        Kind::Debit => {
+            let units =
+                |position: usize, amount: i128| amount.min(remaining(position, state[position]).into());
+            return allowed(changed(&units));
+        }
+        Kind::Verify => {}
     }
-    if let Some(position) = limits.iter().position(|(_, _, burst)| request.cost > *burst) {
-        let limit = Some(report(position, state, 0));
-        return Outcome { verdict: Verdict::CostExceedsBurst, limit, after: after(state) };
+    if let Some(position) = limits.iter().position(|(name, _, burst)| request.amount(name) > *burst) {
+        let limit = Some(report(position, state[position], 0));
+        return Outcome { verdict: Verdict::CostExceedsBurst, limit, after: after(state.to_vec()) };
     }
-    let wait = |position: usize| {
-        let (_, period, burst) = *limits[position];
-        (debt(state[position]) + period * cost - period * i128::from(burst)).max(0)
+    let wait = |position: usize| match limits[position] {
+        (name, ..) if request.amount(name) == 0 => 0,
+        (name, period, burst) => {
+            let amount = i128::from(request.amount(name));
+            (debt(state[position]) + period * amount - period * i128::from(burst)).max(0)
+        }
     };
     // The first of the longest waits: `max_by_key` would return the last.
     let longest = (0..limits.len()).rev().max_by_key(|position| wait(*position));
-    if let Some(position) = longest.filter(|position| request.cost > 0 && wait(*position) > 0) {
-        let limit = Some(report(position, state, wait(position)));
-        return Outcome { verdict: Verdict::RateLimited, limit, after: after(state) };
+    if let Some(position) = longest.filter(|position| wait(*position) > 0) {
+        let limit = Some(report(position, state[position], wait(position)));
+        return Outcome { verdict: Verdict::RateLimited, limit, after: after(state.to_vec()) };
     }
-    let charged: Vec<_> = limits
-        .iter()
-        .zip(state)
-        .map(
-            |((_, period, _), full_at)| {
-                if request.cost == 0 { *full_at } else { now + debt(*full_at) + period * cost }
-            },
-        )
-        .collect();
-    Outcome { verdict: Verdict::Allowed, limit: least_remaining(&charged), after: after(&charged) }
+    allowed(changed(&|_, amount| amount))
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use keyward_daemon::admin::message::{Command, Reply};
-use keyward_daemon::admin::{CommandError, send_command_within};
+use keyward_admin::message::{Command, Reply};
+use keyward_admin::{CommandError, send_command_within};
 use keyward_daemon::config::{Config, Overrides};
 use keyward_daemon::log::Log;
 use keyward_daemon::server::simulation::Process;

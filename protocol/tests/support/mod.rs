@@ -7,11 +7,14 @@
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 use keyward_protocol::{
-    Answer, Credential, ErrorFrame, Hello, LimitState, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, ParsedFrame,
-    ProtocolError, Refund, Request, Response, ScopeMode, Scopes, Verdict, Verify, Welcome, parse_frame,
-    truncated_frame,
+    Adjustment, Answer, BalancesBuf, CostsBuf, Credential, ErrorFrame, Hello, LimitBalance, LimitKind,
+    LimitState, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, ParsedFrame, ProtocolError, Request, Response,
+    ScopeMode, Scopes, Verdict, Verify, Welcome, parse_frame, truncated_frame,
 };
 use serde::Deserialize;
+
+#[path = "../notation/mod.rs"]
+mod notation;
 use std::net::{IpAddr, Ipv6Addr};
 
 const FILE: &str = include_str!("../../vectors/vectors.json");
@@ -69,15 +72,10 @@ pub(crate) enum Fields {
         ip: Option<IpAddr>,
         origin: Option<Text>,
         environment: Option<Text>,
+        costs: Option<CostList>,
     },
-    Refund {
-        request_id: u32,
-        flags: Vec<String>,
-        cost: u32,
-        digest: Option<Bytes>,
-        key: Option<Bytes>,
-        limit: Option<Text>,
-    },
+    Refund(AdjustmentFields),
+    Debit(AdjustmentFields),
     Welcome {
         request_id: u32,
         flags: Vec<String>,
@@ -106,6 +104,7 @@ pub(crate) enum Fields {
         limit_name: Text,
         metadata: Option<Text>,
         shadow_limit: Option<Text>,
+        balances: Option<BalanceList>,
     },
     Error {
         request_id: u32,
@@ -114,6 +113,66 @@ pub(crate) enum Fields {
         detail: u32,
         message: Text,
     },
+}
+
+/// The fields of REFUND and DEBIT.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AdjustmentFields {
+    request_id: u32,
+    flags: Vec<String>,
+    cost: u32,
+    digest: Option<Bytes>,
+    key: Option<Bytes>,
+    costs: Option<CostList>,
+}
+
+/// The field `costs`.
+#[derive(Debug, Deserialize)]
+#[serde(from = "Vec<CostFields>")]
+pub(crate) struct CostList(CostsBuf);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CostFields {
+    name: Text,
+    cost: u32,
+}
+
+impl From<Vec<CostFields>> for CostList {
+    fn from(list: Vec<CostFields>) -> Self {
+        let mut costs = CostsBuf::new();
+        list.iter().for_each(|CostFields { name, cost }| costs.push(&name.0, *cost).expect("a valid cost"));
+        Self(costs)
+    }
+}
+
+/// The field `balances`.
+#[derive(Debug, Deserialize)]
+#[serde(from = "Vec<BalanceFields>")]
+pub(crate) struct BalanceList(BalancesBuf);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BalanceFields {
+    name: Text,
+    kind: NameOrNumber,
+    limit: u64,
+    charged: u32,
+    balance: i64,
+    reset_ms: u32,
+}
+
+impl From<Vec<BalanceFields>> for BalanceList {
+    fn from(list: Vec<BalanceFields>) -> Self {
+        let mut balances = BalancesBuf::new();
+        for BalanceFields { name, kind, limit, charged, balance, reset_ms } in &list {
+            let (limit, charged, balance, reset_ms) = (*limit, *charged, *balance, *reset_ms);
+            let kind = kind.to_limit_kind();
+            balances.push(&LimitBalance { name: &name.0, kind, limit, charged, balance, reset_ms });
+        }
+        Self(balances)
+    }
 }
 
 /// The name of a value, or the number of a value that SPEC.md does not name.
@@ -133,14 +192,7 @@ impl TryFrom<String> for Bytes {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let mut bytes = Vec::new();
-        for token in text.split([' ', '|']) {
-            let (hex, times) = token.split_once('*').unwrap_or((token, "1"));
-            let unit = const_hex::decode(hex).map_err(|error| format!("{token}: {error}"))?;
-            let times = times.parse().map_err(|error| format!("{token}: {error}"))?;
-            bytes.extend(unit.repeat(times));
-        }
-        Ok(Self(bytes))
+        notation::parse_bytes(&text).map(Self)
     }
 }
 
@@ -228,6 +280,9 @@ impl Frame<'_> {
             Self::Request(Request::Refund(refund)) => {
                 refund.encode(out).expect("all fields are within their limits")
             }
+            Self::Request(Request::Debit(debit)) => {
+                debit.encode(out).expect("all fields are within their limits")
+            }
             Self::Response(Response::Welcome(welcome)) => welcome.encode(out),
             Self::Response(Response::Answer(answer)) => answer.encode(out),
             Self::Response(Response::Error(error)) => error.encode(out),
@@ -246,7 +301,8 @@ impl Fields {
         match self {
             Self::Hello { flags, .. }
             | Self::Verify { flags, .. }
-            | Self::Refund { flags, .. }
+            | Self::Refund(AdjustmentFields { flags, .. })
+            | Self::Debit(AdjustmentFields { flags, .. })
             | Self::Welcome { flags, .. }
             | Self::Answer { flags, .. }
             | Self::Error { flags, .. } => flags,
@@ -264,7 +320,9 @@ impl Fields {
                 let (request_id, min_version, max_version) = (*request_id, *min_version, *max_version);
                 Frame::Request(Request::Hello(Hello { request_id, min_version, max_version }))
             }
-            Self::Verify { request_id, cost, digest, key, scopes, ip, origin, environment, .. } => {
+            Self::Verify {
+                request_id, cost, digest, key, scopes, ip, origin, environment, costs, ..
+            } => {
                 let mode = if self.has_flag("ANY_SCOPE") { ScopeMode::Any } else { ScopeMode::All };
                 Frame::Request(Request::Verify(Verify {
                     request_id: *request_id,
@@ -274,17 +332,13 @@ impl Fields {
                     ip: ip.map(to_ipv6),
                     origin: origin.as_ref().map(|origin| origin.0.as_str()),
                     environment: environment.as_ref().map(|environment| environment.0.as_str()),
+                    costs: costs.as_ref().and_then(|costs| costs.0.as_costs()),
                     want_metadata: self.has_flag("METADATA"),
+                    want_balances: self.has_flag("BALANCES"),
                 }))
             }
-            Self::Refund { request_id, cost, digest, key, limit, .. } => {
-                Frame::Request(Request::Refund(Refund {
-                    request_id: *request_id,
-                    cost: *cost,
-                    credential: credential(digest.as_ref(), key.as_ref()),
-                    limit: limit.as_ref().map(|limit| limit.0.as_str()),
-                }))
-            }
+            Self::Refund(fields) => Frame::Request(Request::Refund(fields.to_adjustment())),
+            Self::Debit(fields) => Frame::Request(Request::Debit(fields.to_adjustment())),
             Self::Welcome {
                 request_id,
                 version,
@@ -322,6 +376,7 @@ impl Fields {
                 limit_name,
                 metadata,
                 shadow_limit,
+                balances,
                 ..
             } => Frame::Response(Response::Answer(Answer {
                 request_id: *request_id,
@@ -340,6 +395,7 @@ impl Fields {
                 plan: &plan.0,
                 metadata: metadata.as_ref().map(|metadata| metadata.0.as_str()),
                 shadow_limit: shadow_limit.as_ref().map(|name| name.0.as_str()),
+                balances: balances.as_ref().map(|balances| balances.0.as_balances()),
             })),
             Self::Error { request_id, code, detail, message, .. } => {
                 Frame::Response(Response::Error(ErrorFrame {
@@ -350,6 +406,18 @@ impl Fields {
                     message: &message.0,
                 }))
             }
+        }
+    }
+}
+
+impl AdjustmentFields {
+    fn to_adjustment<const KIND: u8>(&self) -> Adjustment<'_, KIND> {
+        Adjustment {
+            request_id: self.request_id,
+            cost: self.cost,
+            credential: credential(self.digest.as_ref(), self.key.as_ref()),
+            costs: self.costs.as_ref().and_then(|costs| costs.0.as_costs()),
+            want_balances: self.flags.iter().any(|flag| flag == "BALANCES"),
         }
     }
 }
@@ -376,6 +444,16 @@ impl NameOrNumber {
                 Verdict::all().find(|verdict| verdict.name() == name).expect("SPEC.md lists the verdict")
             }
             Self::Number(value) => Verdict::from_value(*value),
+        }
+    }
+
+    fn to_limit_kind(&self) -> LimitKind {
+        match self {
+            Self::Name(name) => [LimitKind::Bucket, LimitKind::Window, LimitKind::Credits]
+                .into_iter()
+                .find(|kind| kind.name() == name)
+                .expect("SPEC.md lists the kind of limit"),
+            Self::Number(value) => LimitKind::from_value(*value),
         }
     }
 

@@ -17,8 +17,8 @@ use tokio::sync::Notify;
 /// applications.
 const MAX_CONNECTIONS: usize = 48;
 
-/// Maximum number of connections that may wait for a reload or a check, which can take long. The
-/// other slots are left to revocations and status.
+/// Maximum number of connections that may wait for reloads: commands that reload or check, or that
+/// wait for a reload in progress. The other slots are left to revocations and status.
 const MAX_WAITING: usize = 32;
 
 /// Maximum number of waiting connections of one user, so that users cannot keep each other from

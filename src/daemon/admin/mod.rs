@@ -1,9 +1,6 @@
-//! The admin socket: its messages, the daemon's side and the command line's side.
+//! The daemon's side of the admin socket. `keyward-admin` has the messages.
 
-mod client;
 mod connection_slots;
-pub mod message;
 mod server;
 
-pub use client::{CommandError, send_command, send_command_within};
 pub use server::{CommandHandler, Peer, serve};

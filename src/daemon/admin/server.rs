@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::admin::connection_slots::{ConnectionSlots, Slot};
-use crate::admin::message::{Command, Reply};
 pub use crate::audit::Peer;
 use crate::log_limit::LogLimit;
+use keyward_admin::message::{Command, Reply};
 
 /// Maximum length of a command: a path in which each byte is written as `\u0041`, and some sixty
 /// bytes more.
@@ -32,6 +32,23 @@ pub trait CommandHandler {
 
     /// Records that `peer` was refused.
     fn on_refused(&self, peer: Peer);
+}
+
+/// Whether a command reloads, or can wait for a reload in progress.
+fn waits_for_reloads(command: &Command) -> bool {
+    match command {
+        Command::Reload { .. }
+        | Command::Check { .. }
+        | Command::Balance { .. }
+        | Command::ResetBalance { .. }
+        | Command::ResetCalendar => true,
+        Command::Status
+        | Command::Usage { .. }
+        | Command::Revoke(_)
+        | Command::Unrevoke(_)
+        | Command::Revocations { .. }
+        | Command::Version => false,
+    }
 }
 
 /// Accepts connections forever. `admins` may connect, and root and the daemon's own user. To be run
@@ -129,12 +146,10 @@ async fn handle_connection(
         }
         slot.set_busy();
         let reply = match serde_json::from_slice(&line) {
-            Ok(command @ (Command::Reload { .. } | Command::Check { .. })) => {
-                match slots.wait_permit(peer.uid) {
-                    Some(_permit) => handler.handle(command, peer).await,
-                    None => Reply::error("too many reloads and checks are waiting; try again"),
-                }
-            }
+            Ok(command) if waits_for_reloads(&command) => match slots.wait_permit(peer.uid) {
+                Some(_permit) => handler.handle(command, peer).await,
+                None => Reply::error("too many commands are waiting for reloads; try again"),
+            },
             Ok(command) => handler.handle(command, peer).await,
             Err(error) => Reply::error(format!("not a command: {error}")),
         };

@@ -1,4 +1,5 @@
-//! The events of the audit trail. Their only free text is paths of files, key ids and owners.
+//! The events of the audit trail. Their only free text is paths of files, key ids, owners, and names
+//! of limits.
 
 use keyward_engine::snapshot::ChangeCounts;
 use serde::Serialize;
@@ -47,6 +48,18 @@ pub enum Event<'a> {
     Revoke(Revocation<'a>),
     /// An operator took a revocation back.
     Unrevoke(Revocation<'a>),
+    /// An operator made a limit of a key unspent.
+    BalanceReset(BalanceReset<'a>),
+    /// An operator set the calendar of the quotas back to the system's clock.
+    CalendarReset {
+        /// Seconds that it was ahead.
+        ahead_s: u32,
+        /// Balances that were in a later window, and are in the current one now.
+        moved: usize,
+        /// The operator.
+        #[serde(flatten)]
+        peer: Peer,
+    },
     /// The source confirms a revocation. The entry stays on the list for `revocation.keep`.
     #[serde(rename = "revocation_agreed")]
     RevocationConfirmed(RevocationStatus<'a>),
@@ -66,6 +79,14 @@ pub enum Event<'a> {
         at: String,
         /// Revocations that remain.
         revocations: usize,
+    },
+    /// An operator has accepted a loss of balances, before the start or by a forced reload: calendar
+    /// quotas and credits begin unspent.
+    LostBalancesAccepted {
+        /// The operator's user.
+        by_uid: u32,
+        /// When the operator accepted it, RFC 3339.
+        at: String,
     },
     /// A peer was refused.
     PeerRefused(PeerRefusal),
@@ -230,6 +251,23 @@ pub struct Revocation<'a> {
     pub keys: usize,
     /// The rows of these that are revoked now, for any reason.
     pub revoked: usize,
+    /// The operator.
+    #[serde(flatten)]
+    pub peer: Peer,
+}
+
+/// A limit that an operator made unspent.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct BalanceReset<'a> {
+    /// The id of the key that the operator named.
+    pub key_id: &'a str,
+    /// The owner, if the limit is shared by all keys of the owner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<&'a str>,
+    /// The name of the limit.
+    pub limit: &'a str,
+    /// The balance before.
+    pub balance: i64,
     /// The operator.
     #[serde(flatten)]
     pub peer: Peer,

@@ -3,7 +3,8 @@
 //!
 //! Each line is a JSON object. Lines are only appended; `seq` increases by one from line to line,
 //! across rotations and restarts, so a gap shows. The type of an event determines its content
-//! ([`Event`]): ids and numbers, no text of an export, and so never a key or a hash.
+//! ([`Event`]): ids, names of limits and numbers, no other text of an export, and so never a key or a
+//! hash.
 //!
 //! An event is durable when [`record`](Audit::record) returns. Refusals of peers are the exception:
 //! a peer can be refused thousands of times a second. They are counted ([`refusals`]), and a thread
@@ -28,8 +29,8 @@ mod refusals;
 mod tests;
 
 pub use event::{
-    AccessExamples, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation, RevocationStatus,
-    Socket, TriggerKind, Withheld,
+    AccessExamples, BalanceReset, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation,
+    RevocationStatus, Socket, TriggerKind, Withheld,
 };
 use refusals::Refusals;
 
@@ -55,7 +56,7 @@ pub struct Audit {
 }
 
 struct Trail {
-    /// The generation of the snapshot in force.
+    /// The generation in force.
     generation: AtomicU64,
     writer: Mutex<Writer>,
     /// Separate from the writer, so that accepting connections never waits for the disk.
@@ -119,10 +120,11 @@ impl Audit {
         Self { trail: None }
     }
 
-    /// Sets the generation that the following events belong to.
+    /// Sets the generation that the following events belong to. Of several threads, the latest
+    /// generation stays.
     pub fn set_generation(&self, generation: u64) {
         if let Some(trail) = &self.trail {
-            trail.generation.store(generation, Ordering::Relaxed);
+            trail.generation.fetch_max(generation, Ordering::Relaxed);
         }
     }
 

@@ -12,13 +12,14 @@
 //! * Only what was admitted since the last save can be lost, and only if the daemon has no time to
 //!   save: kill -9, a crash, a power cut. See the guarantees of
 //!   [`limiter`](keyward_engine::limiter).
-//! * A damaged file costs the balances and nothing else. It is renamed, and an error is logged. A
-//!   file that cannot be read prevents the start: full buckets would admit again what was admitted.
+//! * A damaged or missing file costs the balances of token buckets. Keys with calendar quotas or
+//!   credits are not served then, until an operator accepts the loss ([`mod@load`]). A file that
+//!   cannot be read prevents the start: full buckets would admit again what was admitted.
 
 mod boot_clock;
+mod edit;
+mod load;
 
-use std::io;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -29,11 +30,14 @@ use tracing::{debug, error, info};
 
 use crate::clock::Clock;
 use crate::publish::SnapshotReader;
-use keyward_engine::limiter::persist::{SavedBucket, decode, encode};
-use keyward_engine::limiter::{ClockReading, Limiter, SlotAllocator, TICKS_PER_MILLISECOND};
-use keyward_state::{self as state, FileError, StateDir, disk, time};
+use keyward_engine::limiter::persist::{SavedBalances, encode};
+use keyward_engine::limiter::{Balance, ClockReading, Limiter, SlotAllocator};
+use keyward_state::{self as state, FileError, StateDir, time};
 
 use boot_clock::{boot_id, boottime_offset};
+pub use edit::BalanceError;
+use load::LOSS_FILE;
+pub use load::{BalanceLoss, LoadedBalances, PendingLoss, load, preview};
 
 /// Name of the file.
 const FILE: &str = "balances";
@@ -52,11 +56,6 @@ const LAST_SAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest delay before a failed save is retried. A shorter save interval takes precedence.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Whether balances are saved in `directory`.
-pub fn are_saved(directory: &StateDir) -> bool {
-    directory.path(FILE).exists()
-}
-
 /// The thread that saves balances.
 pub struct BalanceSaver {
     /// `None` if there is no state directory.
@@ -64,6 +63,7 @@ pub struct BalanceSaver {
 }
 
 /// Where the balances come from.
+#[derive(Clone)]
 pub struct BalanceSource {
     /// The buckets.
     pub limiter: Arc<Limiter>,
@@ -73,16 +73,19 @@ pub struct BalanceSource {
     pub snapshots: SnapshotReader,
     /// The clock that the buckets are charged by.
     pub clock: Clock,
+    /// A loss that has to be accepted before anything is saved.
+    pub pending_loss: PendingLoss,
 }
 
 impl BalanceSaver {
-    /// Restores the balances in `directory`, and starts a thread that saves them there every
-    /// `interval` if anything was charged.
+    /// Restores the balances that were [loaded](load()) from `directory`, and starts a thread that
+    /// saves them there every `interval` if anything was charged.
     ///
     /// # Errors
-    /// When the file exists and cannot be read, or the thread cannot be started.
+    /// When the thread cannot be started.
     pub fn start(
         directory: Option<Arc<StateDir>>,
+        loaded: LoadedBalances,
         interval: Duration,
         source: BalanceSource,
     ) -> Result<Self, FileError> {
@@ -97,8 +100,9 @@ impl BalanceSaver {
             boottime_offset: boottime_offset(),
             last_saves: [Version::default(); 2],
             has_failed: false,
+            may_have_loss_file: loaded.has_loss_file(),
         };
-        saver.restore()?;
+        saver.restore(loaded.saved);
         let (stop, stops) = sync_channel(1);
         let thread = thread::Builder::new().name("balances".into());
         match thread.spawn(move || saver.run(interval, &stops)) {
@@ -133,13 +137,16 @@ struct SaverThread {
     last_saves: [Version; 2],
     /// Whether the last save failed.
     has_failed: bool,
+    /// Whether there may be a [`LOSS_FILE`].
+    may_have_loss_file: bool,
 }
 
 /// Changes whenever balances change, apart from the exception in [`SaverThread::save_if_due`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Version {
-    latest_tick: u64,
-    generation: u64,
+    latest_time: u64,
+    table_generation: u64,
+    resets: u64,
 }
 
 impl SaverThread {
@@ -163,7 +170,7 @@ impl SaverThread {
     }
 
     /// Saves unless the version is that of the last two saves. One is not enough: a whole batch is
-    /// charged at one tick, so charges of that batch after the scan do not change the version. The
+    /// charged at one time, so charges of that batch after the scan do not change the version. The
     /// generation is part of the version because a reload changes balances without charging any.
     fn save_if_due(&mut self) {
         if self.last_saves != [self.version(); 2] {
@@ -173,84 +180,89 @@ impl SaverThread {
 
     fn version(&self) -> Version {
         Version {
-            latest_tick: self.source.limiter.latest_tick(),
-            generation: self.source.snapshots.current().map_or(0, |snapshot| snapshot.generation()),
+            latest_time: self.source.limiter.latest_time(),
+            resets: self.source.limiter.resets(),
+            table_generation: self
+                .source
+                .snapshots
+                .current()
+                .map_or(0, |snapshot| snapshot.table_generation()),
         }
     }
 
     fn save(&mut self) {
+        if self.source.pending_loss.prevents_saving() {
+            return;
+        }
         // Read before the scan: charges during the scan are saved the next time.
         let version = self.version();
         let result = self.try_save();
         self.has_failed = result.is_err();
         match result {
-            Ok(buckets) => {
-                debug!(buckets, "balances saved");
+            Ok(limits) => {
+                debug!(limits, "balances saved");
                 self.last_saves = [version, self.last_saves[0]];
                 self.directory.health().written(FILE);
+                self.forget_accepted_loss();
             }
             // A restart continues from the previous save.
             Err(error) => self.directory.health().failed(FILE, &error),
         }
     }
 
+    /// Removes the record of a loss that has been accepted, once.
+    fn forget_accepted_loss(&mut self) {
+        if !self.may_have_loss_file || self.source.pending_loss.is_pending() {
+            return;
+        }
+        match load::forget_loss(&self.directory) {
+            Ok(()) => {
+                self.may_have_loss_file = false;
+                self.directory.health().written(LOSS_FILE);
+            }
+            Err(error) => {
+                // The next save tries again.
+                self.has_failed = true;
+                self.directory.health().failed(LOSS_FILE, &error);
+            }
+        }
+    }
+
     fn try_save(&self) -> Result<usize, FileError> {
-        let BalanceSource { limiter, allocator, snapshots, clock } = &self.source;
-        let scan = {
+        let BalanceSource { limiter, allocator, snapshots, clock, pending_loss: _ } = &self.source;
+        let (scan, calendar) = {
             let allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
             let snapshot = snapshots.current();
             let live = snapshot.iter().flat_map(|snapshot| snapshot.buckets());
-            allocator.scan_balances(limiter, live, clock.now().ticks)
+            let scan = allocator.scan_balances(limiter, live, clock.now());
+            // Not after the lock: the calendar may be set back then, which moves balances.
+            (scan, limiter.latest_unix())
         };
-        let ticks = clock.now().ticks.max(limiter.latest_tick());
-        // Read after the ticks here, and before them when balances are restored. The time in
+        let now = clock.now();
+        let now = now.with_nanoseconds(now.nanoseconds.max(limiter.latest_time()));
+        // Read after this clock here, and before them when balances are restored. The time in
         // between is not counted, so nothing is refilled twice.
         let saved_at = self.read_clock();
-        let buckets = scan.at(ticks);
-        let count = buckets.len();
-        state::replace(&self.directory.path(FILE), |file| encode(&saved_at, buckets, file))?;
+        let limits = scan.at(now);
+        let count = limits.len();
+        state::replace(&self.directory.path(FILE), |file| encode(&saved_at, calendar, limits, file))?;
         Ok(count)
     }
 
-    /// Restores the saved balances, if there are any.
-    fn restore(&mut self) -> Result<(), FileError> {
-        let path = self.directory.path(FILE);
-        match state::read(&path) {
-            Ok(None) => {}
-            Ok(Some(content)) => match decode(&mut &*content) {
-                Ok((saved_at, buckets)) => self.restore_buckets(&path, &saved_at, buckets),
-                Err(error) => self.set_aside(&path, &error),
-            },
-            // It is not a regular file, so it holds no balances.
-            Err(error) if error.error.kind() == io::ErrorKind::Other => self.set_aside(&path, &error),
-            Err(error) => return Err(error),
+    /// Restores the saved balances.
+    fn restore(&mut self, saved: Option<SavedBalances>) {
+        if let Some(SavedBalances { saved_at, calendar, limits }) = saved {
+            let elapsed = self.read_clock().nanoseconds_since(&saved_at);
+            let saved = limits.len();
+            let BalanceSource { limiter, allocator, clock, .. } = &self.source;
+            let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
+            limiter.advance_calendar(calendar);
+            let restored = allocator.restore(limiter, limits, elapsed, clock.now());
+            let away_ms = Balance::milliseconds(elapsed);
+            let file = self.directory.path(FILE);
+            info!(file = %file.display(), saved, restored, away_ms, "balances restored");
         }
         self.last_saves = [self.version(); 2];
-        Ok(())
-    }
-
-    fn restore_buckets(&self, path: &Path, saved_at: &ClockReading, buckets: Vec<SavedBucket>) {
-        let elapsed = self.read_clock().ticks_since(saved_at);
-        let count = buckets.len();
-        let BalanceSource { limiter, allocator, clock, .. } = &self.source;
-        let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
-        let restored = allocator.restore(limiter, buckets, elapsed, clock.now().ticks);
-        let away_ms = elapsed / TICKS_PER_MILLISECOND;
-        info!(file = %path.display(), saved = count, restored, away_ms, "balances restored");
-    }
-
-    /// Renames a file that cannot be used.
-    fn set_aside(&self, path: &Path, error: &dyn std::error::Error) {
-        let aside = self.directory.path(DAMAGED);
-        let renamed = match disk::rename(path, &aside) {
-            Ok(()) => format!("it is now {}", aside.display()),
-            Err(error) => format!("it cannot be renamed to {}: {error}", aside.display()),
-        };
-        error!(
-            file = %path.display(),
-            error = error.to_string(),
-            "the saved balances cannot be used, and buckets begin full; {renamed}"
-        );
     }
 
     fn read_clock(&self) -> ClockReading {
@@ -275,14 +287,50 @@ mod tests {
                 allocator: Arc::default(),
                 snapshots: Publisher::new(1).0.reader(),
                 clock: Clock::new(),
+                pending_loss: PendingLoss::default(),
             };
-            let saver = BalanceSaver::start(state.clone(), Duration::from_secs(3600), source)
-                .expect("the thread starts");
+            let saver = BalanceSaver::start(
+                state.clone(),
+                LoadedBalances::default(),
+                Duration::from_secs(3600),
+                source,
+            )
+            .expect("the thread starts");
             saver.stop().await;
             let (file, new) = (directory.path().join(FILE), directory.path().join("balances.new"));
             assert_eq!(trace.calls().iter().filter(|call| **call == Call::Sync(new.clone())).count(), 1);
             assert!(trace.calls().contains(&Call::Rename(new, file)));
             assert_eq!(trace.volatile(), [""; 0]);
         }
+    }
+
+    /// The clock may be set back while no daemon runs.
+    #[tokio::test]
+    async fn calendar_does_not_go_back_over_a_restart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = StateDir::open(directory.path(), true).expect("the directory opens").map(Arc::new);
+        let calendar = u32::MAX - 1;
+        let mut loaded = LoadedBalances::default();
+        loaded.saved = Some(SavedBalances {
+            saved_at: ClockReading { boot_id: None, boottime: 0, boottime_offset: None, realtime: 0 },
+            calendar,
+            limits: Vec::new(),
+        });
+        let limiter = Arc::new(Limiter::new());
+        let source = BalanceSource {
+            limiter: Arc::clone(&limiter),
+            allocator: Arc::default(),
+            snapshots: Publisher::new(1).0.reader(),
+            clock: Clock::new(),
+            pending_loss: PendingLoss::default(),
+        };
+        let saver =
+            BalanceSaver::start(state, loaded, Duration::from_secs(3600), source).expect("the thread starts");
+        assert_eq!(limiter.latest_unix(), calendar);
+        saver.stop().await;
+        let state =
+            StateDir::open(directory.path(), true).expect("the directory opens").expect("there is one");
+        let saved = load(&state).expect("reads").saved.expect("balances");
+        assert_eq!(saved.calendar, calendar, "it is saved again");
     }
 }

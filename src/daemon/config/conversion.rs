@@ -27,6 +27,8 @@ impl Config {
             minted_prefixes: self.keys.minted_prefixes.clone(),
             max_staleness: self.source.max_staleness.map(seconds),
             peppers: None,
+            time_zone: self.keys.time_zone.clone(),
+            plans: Arc::clone(&self.plans),
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::pepper_file::PepperFileError;
 use super::{DEFAULT_FILE, MAX_FILE_BYTES};
+use keyward_engine::record::{Escaped, Printable};
 
 /// Why a configuration was refused. The message is one line that names the file, the position and
 /// the setting, or the command line option.
@@ -26,7 +27,7 @@ pub enum ConfigError {
         file: PathBuf,
     },
     /// A setting or the syntax of the file is wrong.
-    #[error("{}{}: {}{problem}", file.display(), position_suffix(position), setting_prefix(setting.as_deref()))]
+    #[error("{}{}: {}{problem}", file.display(), position_suffix(position), setting_prefix(setting.as_deref()), problem = Printable(problem))]
     Setting {
         /// The file.
         file: PathBuf,
@@ -77,8 +78,9 @@ impl Position {
         let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
         let in_line = &before[line_start..];
-        // Editors do not count a byte order mark.
-        let in_line = in_line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(in_line);
+        // Editors do not count a byte order mark, which only the first line can have.
+        let mark = in_line.strip_prefix("\u{feff}".as_bytes()).filter(|_| line_start == 0);
+        let in_line = mark.unwrap_or(in_line);
         Self { line, column: 1 + String::from_utf8_lossy(in_line).chars().count() }
     }
 }
@@ -128,7 +130,7 @@ fn position_suffix(position: &Option<Position>) -> String {
 }
 
 fn setting_prefix(setting: Option<&str>) -> String {
-    setting.map(|setting| format!("{setting}: ")).unwrap_or_default()
+    setting.map(|setting| format!("{}: ", Escaped(setting))).unwrap_or_default()
 }
 
 fn source_file(file: &Option<PathBuf>) -> String {

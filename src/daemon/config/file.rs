@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde::de::Deserializer;
 
@@ -15,7 +16,7 @@ use super::path::{AbsolutePath, SocketPath};
 use super::plan::{Plan, RateText};
 use super::text::{self, MAX_DURATION, Parsed};
 use super::value::{
-    BadRowAction, ByteSize, ColumnName, Fraction, LogFormat, LogLevel, NullTextList, SocketMode,
+    BadRowAction, BufferSize, ColumnName, FileSize, Fraction, LogFormat, LogLevel, NullTextList, SocketMode,
 };
 use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::revocation::Retention;
@@ -88,6 +89,8 @@ pub(super) struct Server {
     pub(super) drain_timeout: Duration,
     pub(super) allow_uids: Vec<Id>,
     pub(super) allow_gids: Vec<Id>,
+    pub(super) refund_uids: Option<Vec<Id>>,
+    pub(super) debit_uids: Option<Vec<Id>>,
     pub(super) admin_uids: Vec<Id>,
 }
 
@@ -96,7 +99,7 @@ pub(super) struct Server {
 pub(super) struct UidQuotas {
     #[serde(deserialize_with = "uid_connections")]
     pub(super) connections: Option<u32>,
-    pub(super) buffered: Option<ByteSize>,
+    pub(super) buffered: Option<BufferSize>,
     #[serde(deserialize_with = "uid_in_flight")]
     pub(super) in_flight: Option<u32>,
     pub(super) rate: Option<RateText>,
@@ -139,7 +142,7 @@ pub(super) struct State {
 pub(super) struct Usage {
     #[serde(deserialize_with = "interval")]
     pub(super) interval: Duration,
-    pub(super) max_file_size: ByteSize,
+    pub(super) max_file_size: FileSize,
     #[serde(deserialize_with = "kept_files")]
     pub(super) keep: u32,
 }
@@ -147,7 +150,7 @@ pub(super) struct Usage {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table, [audit]")]
 pub(super) struct Audit {
-    pub(super) max_file_size: ByteSize,
+    pub(super) max_file_size: FileSize,
     #[serde(deserialize_with = "kept_files")]
     pub(super) keep: u32,
 }
@@ -157,6 +160,7 @@ pub(super) struct Audit {
 pub(super) struct Keys {
     pub(super) minted_prefixes: Vec<Parsed<Prefix>>,
     pub(super) default_plan: Option<Box<str>>,
+    pub(super) time_zone: Parsed<TimeZone>,
     pub(super) pepper_file: Option<AbsolutePath>,
     pub(super) previous_pepper_file: Option<AbsolutePath>,
 }
@@ -188,6 +192,8 @@ impl Default for Server {
             drain_timeout: Duration::from_secs(5),
             allow_uids: Vec::new(),
             allow_gids: Vec::new(),
+            refund_uids: None,
+            debit_uids: None,
             admin_uids: Vec::new(),
         }
     }
@@ -220,6 +226,7 @@ impl Default for Keys {
         Self {
             minted_prefixes: vec![Parsed(Prefix::default())],
             default_plan: None,
+            time_zone: Parsed(TimeZone::UTC),
             pepper_file: None,
             previous_pepper_file: None,
         }
@@ -242,14 +249,14 @@ impl Default for Usage {
     fn default() -> Self {
         // Half a gigabyte in all: two million lines, or one day with 1,500 active keys in each
         // minute.
-        Self { interval: Duration::from_secs(60), max_file_size: ByteSize::mebibytes(64), keep: 8 }
+        Self { interval: Duration::from_secs(60), max_file_size: FileSize::mebibytes(64), keep: 8 }
     }
 }
 
 impl Default for Audit {
     fn default() -> Self {
         // Years of events: an event has some 200 bytes, and events are rare.
-        Self { max_file_size: ByteSize::mebibytes(16), keep: 8 }
+        Self { max_file_size: FileSize::mebibytes(16), keep: 8 }
     }
 }
 

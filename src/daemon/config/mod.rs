@@ -7,14 +7,16 @@
 //! A configuration is read in two steps. serde fills the types of `file` from the text. `resolve`
 //! applies the options, and checks settings that depend on each other.
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use crate::connection::UidQuotas;
+use crate::connection::{Permissions, UidQuotas};
 use crate::reload::BadRowPolicy;
 use crate::revocation::Retention;
 use crate::usage;
@@ -122,13 +124,16 @@ pub struct Server {
     pub huge_pages: bool,
     /// Maximum number of open connections, `1..=`[`MAX_CONNECTIONS`].
     pub max_connections: usize,
-    /// The silence after which a connection is closed, at least a second. `None`: never.
+    /// How long a connection may be silent, an incomplete frame may take, and answers may stay
+    /// unread, at least a second. `None`: unlimited.
     pub idle_timeout: Option<Duration>,
-    /// How long the daemon answers requests that have arrived when it is stopped. Zero closes
-    /// connections at once.
+    /// How long the daemon answers requests and waits for clients to read when it is stopped. Zero
+    /// closes connections at once.
     pub drain_timeout: Duration,
     /// Which processes may send requests, beyond the permissions of the socket.
     pub clients: Clients,
+    /// Which of them may send REFUND and DEBIT.
+    pub adjusters: Adjusters,
     /// Users that may use the admin socket besides root and the daemon's own user, sorted.
     pub admin_uids: Box<[u32]>,
 }
@@ -138,6 +143,16 @@ pub struct Server {
 pub struct Clients {
     uids: Box<[u32]>,
     gids: Box<[u32]>,
+}
+
+/// Users whose processes may change what a request was charged. The lists are sorted. `None`: every
+/// process that may send requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adjusters {
+    /// Users that may send REFUND.
+    pub refund_uids: Option<Box<[u32]>>,
+    /// Users that may send DEBIT.
+    pub debit_uids: Option<Box<[u32]>>,
 }
 
 /// `[source]`: where the keys come from, and which changes are accepted.
@@ -176,6 +191,8 @@ pub struct Keys {
     /// Prefixes of the keys that keyward mints, without duplicates. A key with such a prefix and a
     /// wrong checksum is denied without a look-up.
     pub minted_prefixes: Vec<Prefix>,
+    /// The time zone of calendar quotas.
+    pub time_zone: TimeZone,
     /// The file with the secret that keys are hashed with.
     pub pepper_file: Option<PathBuf>,
     /// The file with the previous secret, as long as rows use it.
@@ -227,6 +244,16 @@ impl Config {
         Ok(Self::load(file, overrides)?.server.state_dir)
     }
 
+    /// The configuration in `file`, for commands that do not read the source. Does not require one:
+    /// `source` has a placeholder. `socket` overrides the file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load_without_source(file: &Path, socket: Option<PathBuf>) -> Result<Self, ConfigError> {
+        let source = Some(PathBuf::from("keys.csv"));
+        Self::load(Some(file), Overrides { source, socket, ..Overrides::default() })
+    }
+
     /// The configuration without a file: the defaults and `overrides`.
     ///
     /// # Errors
@@ -273,6 +300,34 @@ impl Clients {
     pub fn allows(&self, uid: u32, gid: u32) -> bool {
         let allows_everyone = self.uids.is_empty() && self.gids.is_empty();
         allows_everyone || self.uids.binary_search(&uid).is_ok() || self.gids.binary_search(&gid).is_ok()
+    }
+}
+
+impl Adjusters {
+    /// What a process of this user may send, if it may send requests.
+    pub fn permissions(&self, uid: u32) -> Permissions {
+        let is_listed = |uids: Option<&[u32]>| uids.is_none_or(|uids| uids.binary_search(&uid).is_ok());
+        Permissions {
+            refund: is_listed(self.refund_uids.as_deref()),
+            debit: is_listed(self.debit_uids.as_deref()),
+        }
+    }
+}
+
+/// Refuses a configuration that a reload would have to wait for. A daemon may be started with a pipe,
+/// but nothing is written to it a second time. `file` is [`DEFAULT_FILE`] if there is none.
+///
+/// # Errors
+/// When it leads to a pipe or a socket.
+pub fn refuse_pipe(file: Option<&Path>) -> Result<(), ConfigError> {
+    let file = file.unwrap_or(Path::new(DEFAULT_FILE));
+    match std::fs::metadata(file) {
+        Ok(metadata) if metadata.file_type().is_fifo() || metadata.file_type().is_socket() => {
+            let source = io::Error::other("it is a pipe or a socket: a reload needs a regular file");
+            Err(ConfigError::Unreadable { file: file.to_owned(), source })
+        }
+        // Whether it can be read is known once it has been.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

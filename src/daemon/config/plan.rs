@@ -1,38 +1,59 @@
-//! `[plans.NAME]`: the limits of a plan by name. A limit is a rate or a table.
+//! `[plans.NAME]`: the limits of a plan by name, in the order of the file. A limit is a text or a
+//! table.
 //!
 //! ```toml
 //! [plans.pro]
 //! requests = "100/s burst 200"
-//! daily = { rate = "1000000/d", per = "owner" }
-//! bursty = { rate = "20/s", shadow = true }
+//! monthly = { limit = "1000000/month", per = "owner" }
+//! bursty = { limit = "20/s", shadow = true }
+//! credits = "5000 overdraft 100"
 //! ```
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use super::text::{Text, deserialize_text};
 use keyward_engine::limiter::Rate;
-use keyward_engine::record::{Limit, MAX_NAME, Per, is_limit_name, parse_rate};
+use keyward_engine::record::{Limit, MAX_NAME, Per, is_limit_name, parse_rate, parse_rule};
 
-/// The limits of a plan, in the order of their names.
-#[derive(Debug, Default, Deserialize)]
-#[serde(transparent)]
-pub(super) struct Plan(BTreeMap<LimitName, PlanLimit>);
+/// The limits of a plan, in the order of the file.
+#[derive(Debug, Default)]
+pub(super) struct Plan(Vec<Limit>);
 
 impl Plan {
     pub(super) fn limits(self) -> Vec<Limit> {
-        let limit = |(LimitName(name), PlanLimit { rate: RateText(rate), per: PerText(per), shadow })| {
-            Limit { name, rate, per, shadow }
-        };
-        self.0.into_iter().map(limit).collect()
+        self.0
     }
 }
 
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+impl<'de> Deserialize<'de> for Plan {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PlanVisitor;
+
+        impl<'de> Visitor<'de> for PlanVisitor {
+            type Value = Plan;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table of limits")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plan, A::Error> {
+                let mut limits = Vec::new();
+                while let Some(LimitName(name)) = map.next_key()? {
+                    limits.push(map.next_value_seed(LimitSeed(name))?);
+                }
+                Ok(Plan(limits))
+            }
+        }
+
+        deserializer.deserialize_map(PlanVisitor)
+    }
+}
+
+#[derive(Debug)]
 struct LimitName(Box<str>);
 
 impl Text for LimitName {
@@ -76,50 +97,52 @@ impl Text for PerText {
 
 deserialize_text!(LimitName, RateText, PerText);
 
-/// One limit.
-#[derive(Debug)]
-struct PlanLimit {
-    rate: RateText,
-    per: PerText,
-    shadow: bool,
-}
-
 /// A limit that is written as a table.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LimitTable {
-    rate: RateText,
+    limit: String,
     #[serde(default)]
     per: PerText,
     #[serde(default)]
     shadow: bool,
 }
 
-impl<'de> Deserialize<'de> for PlanLimit {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct RateOrTableVisitor;
+/// Reads the limit with this name.
+struct LimitSeed(Box<str>);
 
-        impl<'de> Visitor<'de> for RateOrTableVisitor {
-            type Value = PlanLimit;
+impl LimitSeed {
+    fn limit<E: Error>(self, text: &str) -> Result<Limit, E> {
+        let rule = parse_rule(&self.0, text).map_err(E::custom)?;
+        Ok(Limit::new(self.0, rule))
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(
-                    "a rate such as \"100/s\", or a table such as { rate = \"100/s\", per = \"owner\" }",
-                )
-            }
+impl<'de> DeserializeSeed<'de> for LimitSeed {
+    type Value = Limit;
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<PlanLimit, E> {
-                let rate = RateText::parse(text).map_err(E::custom)?;
-                Ok(PlanLimit { rate, per: PerText::default(), shadow: false })
-            }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Limit, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<PlanLimit, A::Error> {
-                let LimitTable { rate, per, shadow } =
-                    LimitTable::deserialize(MapAccessDeserializer::new(table))?;
-                Ok(PlanLimit { rate, per, shadow })
-            }
-        }
+impl<'de> Visitor<'de> for LimitSeed {
+    type Value = Limit;
 
-        deserializer.deserialize_any(RateOrTableVisitor)
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "a limit such as \"100/s\", \"10000/month\" or \"5000 credits\", or a table such as { limit = \
+             \"100/s\", per = \"owner\" }",
+        )
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Limit, E> {
+        self.limit(text)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Limit, A::Error> {
+        let LimitTable { limit, per: PerText(per), shadow } =
+            LimitTable::deserialize(MapAccessDeserializer::new(table))?;
+        Ok(Limit { per, shadow, ..self.limit(&limit)? })
     }
 }

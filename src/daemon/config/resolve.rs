@@ -8,17 +8,16 @@ use super::file::{self, ConfigFile, Id};
 use super::path::{AbsolutePath, SocketPath, check_usable};
 use super::plan::{Plan, RateText};
 use super::text::Parsed;
-use super::value::{BadRowAction, ByteSize, ColumnName};
-use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
+use super::value::{BadRowAction, ColumnName, FileSize};
+use super::{
+    Adjusters, Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source,
+};
 use crate::connection::UidQuotas;
 use crate::reload::BadRowPolicy;
 use crate::usage;
 use keyward_engine::record::{Plans, PlansError};
 use keyward_source::{ColumnMapping, ColumnMappingError, Field, Format};
 use keyward_state::Rotation;
-
-/// Minimum of `uid_quotas.buffered`: the answers to one full read can be larger than the read.
-const MIN_BUFFERED: u64 = 128 << 10;
 
 /// Where a value comes from. An error about the value names it.
 #[derive(Clone, Copy)]
@@ -52,7 +51,7 @@ pub(super) fn resolve(
     Ok(Config {
         server: resolve_server(file, settings.server, socket, admin_socket, state_dir)?,
         max_connections_per_uid: settings.uid_quotas.connections.map(|connections| connections as usize),
-        uid_quotas: resolve_uid_quotas(file, settings.uid_quotas)?,
+        uid_quotas: resolve_uid_quotas(settings.uid_quotas),
         source: resolve_source(file, settings.source, source)?,
         plans: resolve_plans(file, settings.plans, settings.keys.default_plan.take())?,
         keys: resolve_keys(file, settings.keys)?,
@@ -111,21 +110,23 @@ fn resolve_server(
         idle_timeout: settings.idle_timeout,
         drain_timeout: settings.drain_timeout,
         clients: Clients { uids: sorted(settings.allow_uids), gids: sorted(settings.allow_gids) },
+        adjusters: Adjusters {
+            refund_uids: settings.refund_uids.map(sorted),
+            debit_uids: settings.debit_uids.map(sorted),
+        },
         admin_uids: sorted(settings.admin_uids),
     })
 }
 
-fn resolve_uid_quotas(file: Option<&Path>, settings: file::UidQuotas) -> Result<UidQuotas, ConfigError> {
-    let buffered = settings.buffered.map(ByteSize::bytes);
-    if buffered.is_some_and(|bytes| bytes < MIN_BUFFERED) {
-        let problem = "one connection can need 128KiB: write \"128KiB\" or more";
-        return Err(setting_error(file, "uid_quotas.buffered", problem));
-    }
-    Ok(UidQuotas {
-        buffered_bytes: buffered.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+fn resolve_uid_quotas(settings: file::UidQuotas) -> UidQuotas {
+    UidQuotas {
+        buffered_bytes: settings
+            .buffered
+            .map(|size| size.bytes())
+            .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
         in_flight: settings.in_flight.map(|requests| requests as usize),
         rate: settings.rate.map(|RateText(rate)| rate),
-    })
+    }
 }
 
 fn resolve_source(
@@ -261,12 +262,13 @@ fn resolve_keys(file: Option<&Path>, keys: file::Keys) -> Result<Keys, ConfigErr
     }
     Ok(Keys {
         minted_prefixes,
+        time_zone: keys.time_zone.0,
         pepper_file: keys.pepper_file.map(|path| path.0),
         previous_pepper_file: keys.previous_pepper_file.map(|path| path.0),
     })
 }
 
-fn rotation(max_file_size: ByteSize, keep: u32) -> Rotation {
+fn rotation(max_file_size: FileSize, keep: u32) -> Rotation {
     Rotation { max_file_size: max_file_size.bytes(), keep }
 }
 

@@ -58,10 +58,13 @@ fn known_settings(section: &str) -> Vec<String> {
 }
 
 #[test]
-fn byte_order_mark_has_no_column() {
+fn byte_order_mark_has_no_column_in_the_first_line() {
     let position = |text: &str| parse(text).expect_err(text).position();
     assert_eq!(position("\u{feff}servers.workers = 2"), Some(Position { line: 1, column: 1 }));
     assert_eq!(position("\u{feff}# text\n server = 1"), position("# text\n server = 1"));
+    // In another line it is a character of the file.
+    let in_second_line = Position { line: 2, column: 3 };
+    assert_eq!(position("# text\n\u{feff}a]\n"), Some(in_second_line));
 }
 
 #[test]
@@ -75,7 +78,7 @@ fn settings_commented_out_in_the_example_are_valid() {
         .map(|line| if is_setting(line) { &line[1..] } else { line })
         .flat_map(|line| [line, "\n"])
         .collect();
-    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 20);
+    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 23);
     let config = parse(&used).expect("the example with everything in it");
     assert_eq!(config.server.socket_group, Some(Group::Name("keyward".into())));
     assert_eq!(config.server.admin_socket.as_path(), Path::new(DEFAULT_ADMIN_SOCKET));
@@ -116,6 +119,7 @@ fn defaults_are_the_documented_ones() {
     let [idle, drain] = [300, 5].map(Duration::from_secs);
     assert_eq!((server.idle_timeout, server.drain_timeout), (Some(idle), drain));
     assert!(server.clients.allows(0, 0) && server.clients.allows(1000, 1000), "empty lists allow everyone");
+    assert_eq!(server.adjusters.permissions(1000), Permissions::default(), "without lists, every client may");
     assert_eq!(*server.admin_uids, [0_u32; 0]);
     assert_eq!((source.path.as_path(), source.format), (Path::new("/keys.csv"), Format::Csv));
     assert_eq!(source.poll, Duration::from_secs(2));
@@ -148,6 +152,8 @@ fn settings_are_read() {
         drain_timeout = "0s"
         allow_uids = [1001, 1000, 1001]
         allow_gids = [33]
+        refund_uids = [1001, 1000]
+        debit_uids = []
         admin_uids = [1000]
         [uid_quotas]
         connections = 1
@@ -181,6 +187,9 @@ fn settings_are_read() {
     assert_eq!((server.huge_pages, times), (false, (Duration::from_millis(1), None, Duration::ZERO)));
     assert!(server.clients.allows(1000, 5) && server.clients.allows(1001, 5) && server.clients.allows(5, 33));
     assert!(!server.clients.allows(5, 1000) && !server.clients.allows(33, 5));
+    let permissions = |uid| server.adjusters.permissions(uid);
+    assert_eq!(permissions(1001), Permissions { refund: true, debit: false });
+    assert_eq!(permissions(0), Permissions { refund: false, debit: false }, "root is not listed");
     assert_eq!(*server.admin_uids, [1000]);
     assert_eq!(config.keys.minted_prefixes, []);
     assert_eq!(config.save_interval, Duration::from_millis(100));
@@ -242,7 +251,7 @@ fn invalid_value_is_refused_with_its_position_and_a_valid_example() {
         ),
         (
             "[uid_quotas]\nbuffered = \"127KiB\"",
-            r#": uid_quotas.buffered: one connection can need 128KiB: write "128KiB" or more"#,
+            r#":3:12: uid_quotas.buffered: "127KiB" is out of range: write "128KiB" to "1024GiB""#,
         ),
         (
             "[uid_quotas]\nin_flight = 1023",
@@ -255,6 +264,14 @@ fn invalid_value_is_refused_with_its_position_and_a_valid_example() {
         (
             "server.allow_uids = [0, 4294967295]",
             r#":2:25: server.allow_uids[1]: invalid value: integer `4294967295`, expected an integer from 0 to 4294967294"#,
+        ),
+        (
+            "server.refund_uids = [-1]",
+            r#":2:23: server.refund_uids[0]: invalid value: integer `-1`, expected an integer from 0 to 4294967294"#,
+        ),
+        (
+            "server.debit_uids = 1000",
+            r#":2:21: server.debit_uids: invalid type: integer `1000`, expected a sequence"#,
         ),
         (
             "server.socket_mode = 660",
@@ -352,7 +369,8 @@ fn unknown_setting_is_refused() {
         refused("server.worker = 1"),
         ":2:8: server.worker: unknown field `worker`, expected one of `socket`, `socket_mode`, `socket_group`, \
          `admin_socket`, `state_dir`, `workers`, `busy_poll`, `huge_pages`, `max_connections`, `idle_timeout`, \
-         `drain_timeout`, `allow_uids`, `allow_gids`, `admin_uids`"
+         `drain_timeout`, `allow_uids`, `allow_gids`, `refund_uids`, `debit_uids`, \
+         `admin_uids`"
     );
     assert_eq!(
         refused("[sever]"),
@@ -574,15 +592,23 @@ fn plans_are_named_limits() {
         keys.default_plan = "free"
         [plans.free]
         requests = "10/s burst 20"
-        daily = { rate = "1000/d", per = "owner" }
+        daily = { limit = "1000/d", per = "owner" }
+        credits = "5000 overdraft 7"
+        a = "10000/month from 15"
         [plans.pro.next]
-        rate = "50/s"
+        limit = "50/s"
         shadow = true
         "#,
     );
-    let rate = |text| keyward_engine::record::parse_rate(text).expect("a rate");
-    let limit = |name: &str, text| Limit::new(name, rate(text));
-    let free = [Limit { per: Per::Owner, ..limit("daily", "1000/d") }, limit("requests", "10/s burst 20")];
+    let limit =
+        |name: &str, text| Limit::new(name, keyward_engine::record::parse_rule(name, text).expect("a limit"));
+    // The order is that of the file.
+    let free = [
+        limit("requests", "10/s burst 20"),
+        Limit { per: Per::Owner, ..limit("daily", "1000/d") },
+        limit("credits", "5000 credits overdraft 7"),
+        limit("a", "10000/month from 15"),
+    ];
     assert_eq!(config.plans.resolve(""), Ok(("free", &free[..])));
     let pro = [Limit { shadow: true, ..limit("next", "50/s") }];
     assert_eq!(config.plans.resolve("pro"), Ok(("pro", &pro[..])));
@@ -593,11 +619,12 @@ fn invalid_plan_is_refused_with_its_position() {
     for (setting, expected) in [
         (
             "plans.pro.daily = '100'",
-            ":2:19: plans.pro.daily: \"100\" is not a rate; write it as 100/s or 1000/h burst 50",
+            ":2:19: plans.pro.daily: \"100\" has no period; write 100/s for a rate, or 100 credits for a total \
+             that is never refilled",
         ),
         (
-            "plans.pro.daily = { rate = '1/s', per = 'team' }",
-            ":2:41: plans.pro.daily.per: \"team\" shares no limit: write \"key\" or \"owner\"",
+            "plans.pro.daily = { limit = '1/s', per = 'team' }",
+            ":2:42: plans.pro.daily.per: \"team\" shares no limit: write \"key\" or \"owner\"",
         ),
         (
             "plans.pro.'a b' = '1/s'",
@@ -614,9 +641,9 @@ fn invalid_plan_is_refused_with_its_position() {
     ] {
         assert_eq!(refused(setting), expected, "{setting}");
     }
-    assert!(refused("plans.pro.daily = { per = 'key' }").contains("missing field `rate`"));
-    assert!(refused("plans.pro.daily = { rate = '1/s', shadwo = true }").contains("unknown field `shadwo`"));
-    assert!(refused("plans.pro.daily = 7").contains("expected a rate such as \"100/s\", or a table"));
+    assert!(refused("plans.pro.daily = { per = 'key' }").contains("missing field `limit`"));
+    assert!(refused("plans.pro.daily = { limit = '1/s', shadwo = true }").contains("unknown field `shadwo`"));
+    assert!(refused("plans.pro.daily = 7").contains("expected a limit such as \"100/s\""));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 
 use keyward_engine::key_format::Prefix;
@@ -58,6 +59,19 @@ impl Text for Prefix {
 
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|error| format!("{text:?} is not a prefix: {error}"))
+    }
+}
+
+impl Text for TimeZone {
+    const EXPECTED: &'static str = "a time zone such as \"UTC\" or \"Europe/Berlin\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        TimeZone::get(text).map_err(|_| {
+            format!(
+                "{text:?} is not a time zone of this host: write a name of the tz database, such as \
+                 \"Europe/Berlin\" (Debian's package tzdata has them), or \"UTC\""
+            )
+        })
     }
 }
 

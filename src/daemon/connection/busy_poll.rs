@@ -139,7 +139,7 @@ impl Connection {
                 self.spin_backoff.reads = 0;
                 yield_now().await;
                 context.turns.record_poll();
-                if self.last_read.elapsed() > limit || context.timers.is_draining() {
+                if self.silence.last_read().elapsed() > limit || context.timers.is_draining() {
                     return Ok(None);
                 }
             }

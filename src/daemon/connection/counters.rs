@@ -11,6 +11,7 @@ use keyward_protocol::{VERDICT_LIMIT, Verdict};
 pub struct Counters {
     verdicts: [AtomicU64; VERDICT_LIMIT as usize],
     refunds: AtomicU64,
+    debits: AtomicU64,
     errors: AtomicU64,
     connections: AtomicU64,
 }
@@ -33,6 +34,11 @@ impl Counters {
         increment(&self.refunds);
     }
 
+    /// Counts an answer to a DEBIT.
+    pub fn count_debit(&self) {
+        increment(&self.debits);
+    }
+
     /// Counts an ERROR frame.
     pub fn count_error(&self) {
         increment(&self.errors);
@@ -51,6 +57,11 @@ impl Counters {
     /// The number of answers to REFUNDs.
     pub fn refunds(&self) -> u64 {
         self.refunds.load(Ordering::Relaxed)
+    }
+
+    /// The number of answers to DEBITs.
+    pub fn debits(&self) -> u64 {
+        self.debits.load(Ordering::Relaxed)
     }
 
     /// The number of ERROR frames.

@@ -5,7 +5,7 @@ use keyward_engine::verify::Verifier;
 use zeroize::Zeroizing;
 
 use super::buffers::Buffers;
-use super::{Counters, StopReason, respond};
+use super::{Counters, StopReason, Terms, respond};
 use crate::usage::UsageLog;
 
 /// One connection and the buffers of its worker.
@@ -43,7 +43,7 @@ impl Exchange {
         let mut new_bytes = received;
         loop {
             let (progress, (), output) = buffers.answer(unanswered, new_bytes, |input, output| {
-                (respond(verifier, 0, input, output, counters, usage), ())
+                (respond(verifier, Terms::default(), input, output, counters, usage), ())
             });
             answers.extend_from_slice(output);
             if progress.stop != StopReason::OutputFull {

@@ -6,6 +6,9 @@
 //! input that cannot be answered yet, or for answers that the peer has not read. While answers are
 //! unsent the connection reads nothing more. The memory that a peer can occupy is therefore bounded
 //! by one filled buffer and its answers, regardless of what it sends or fails to read.
+//!
+//! A connection that the daemon ends gets all answers that were made, and an ERROR with the reason:
+//! what does not fit the socket's send buffer is written with a larger one.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -19,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::connection::busy_poll::SpinBackoff;
+use crate::connection::silence::Silence;
 use crate::connection::socket::Socket;
 use crate::connection::timers::{NEVER, TimerHandle, Wakeup};
 use crate::connection::turns::TurnHandle;
@@ -31,6 +35,8 @@ mod counters;
 mod exchange;
 mod in_flight;
 mod respond;
+mod shutdown;
+mod silence;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod socket;
@@ -47,14 +53,11 @@ pub use buffers::INPUT_BYTES;
 pub use counters::Counters;
 #[cfg(feature = "fuzzing")]
 pub use exchange::Exchange;
-pub use respond::{Progress, StopReason, respond};
+pub use respond::{Permissions, Progress, StopReason, Terms, respond};
+pub use shutdown::{Shutdown, ShutdownControl};
 pub use turns::IdleCount;
 pub use uid_account::{UidAccount, UidQuotas};
-pub use worker_context::{Metrics, Shutdown, Timeouts, VerifyInputs, WorkerContext};
-
-/// How long after a read a connection reads again without having been woken. A read that stops at a
-/// passed descriptor (SCM_RIGHTS) leaves bytes behind, for which epoll reports nothing.
-const PROBE_AFTER: Duration = Duration::from_secs(1);
+pub use worker_context::{Metrics, Timeouts, VerifyInputs, WorkerContext};
 
 /// Maximum number of reads that a connection answers at shutdown, or discards after a fatal error.
 /// A peer that never stops sending must not keep the connection open.
@@ -67,13 +70,12 @@ pub struct Connection {
     timer: TimerHandle,
     turn: TurnHandle,
     account: Arc<UidAccount>,
+    permissions: Permissions,
     /// Input that was read and not answered yet. It may contain a raw key.
     unanswered: Zeroizing<Vec<u8>>,
     /// Counts `unanswered`, and answers that the peer has not read.
     held: Held,
-    last_read: Instant,
-    /// Whether a probe since the last read has found the socket empty.
-    is_probed: bool,
+    silence: Silence,
     spin_backoff: SpinBackoff,
 }
 
@@ -98,28 +100,56 @@ struct Answered {
     requests: usize,
 }
 
-/// Why a connection ended without an I/O error.
+/// Answers that did not fit into the socket's send buffer.
+#[derive(Default)]
+struct Unsent<'a> {
+    answers: &'a [u8],
+    epoch: u64,
+    /// Whether they end with an ERROR that ends the connection.
+    has_error: bool,
+}
+
+/// What a wait for the peer to read has ended with.
+enum Waited {
+    Writable,
+    /// The idle timeout has passed.
+    Stalled,
+    /// A reload or a revocation waits no longer.
+    Overtaken,
+    /// The drain timeout has passed.
+    Closing,
+}
+
+/// Why a connection ended without an I/O error. Unless the peer closed it, it was sent an ERROR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     /// The peer closed the connection.
     PeerClosed,
-    /// The peer violated the protocol, and was sent an ERROR.
+    /// The peer violated the protocol.
     ProtocolError,
     /// The connection would exceed a quota of the peer's uid.
     QuotaExceeded,
-    /// The peer was silent for the idle timeout.
+    /// The peer was silent, or its frame stayed incomplete, for the idle timeout.
     IdleTimeout,
-    /// The daemon is shutting down: the input was answered, and an ERROR announced it.
+    /// The peer did not read its answers in time.
+    NotReading,
+    /// The daemon is shutting down: the input was answered.
     Drained,
-    /// The drain timeout has passed: the input was discarded unanswered, without an ERROR.
+    /// The drain timeout has passed: the input was discarded unanswered.
     ShutDown,
 }
 
 impl Connection {
-    /// A connection on the worker that `context` belongs to, and the account of the peer's uid.
-    pub fn new(stream: UnixStream, account: Arc<UidAccount>, context: Rc<WorkerContext>) -> Self {
-        let last_read = Instant::now();
-        let timer = context.timers.register(last_read + context.timeouts.idle.unwrap_or(NEVER));
+    /// A connection on the worker that `context` belongs to, the account of the peer's uid, and what
+    /// the peer may send.
+    pub fn new(
+        stream: UnixStream,
+        account: Arc<UidAccount>,
+        permissions: Permissions,
+        context: Rc<WorkerContext>,
+    ) -> Self {
+        let silence = Silence::new(context.timeouts.idle, Instant::now());
+        let timer = context.timers.register(silence.next_deadline());
         let turn = context.turns.register(account.uid());
         let held = Held::new(&account);
         Self {
@@ -128,10 +158,10 @@ impl Connection {
             timer,
             turn,
             account,
+            permissions,
             unanswered: Zeroizing::default(),
             held,
-            last_read,
-            is_probed: true,
+            silence,
             spin_backoff: SpinBackoff::default(),
         }
     }
@@ -139,7 +169,7 @@ impl Connection {
     /// Serves the connection until it ends.
     ///
     /// # Errors
-    /// When the socket fails, or the peer does not read its answers in time.
+    /// When the socket fails.
     pub async fn serve(mut self) -> io::Result<CloseReason> {
         loop {
             let wake = match self.account.delay() {
@@ -157,10 +187,16 @@ impl Connection {
                 WakeReason::Rate => None,
                 WakeReason::HungUp => Some(CloseReason::PeerClosed),
             };
+            // Bytes that keep arriving keep the timer from being polled.
+            let closed = if closed.is_none() && self.silence.is_frame_late() {
+                self.on_timeout().await?
+            } else {
+                closed
+            };
             if let Some(reason) = closed {
                 return Ok(reason);
             }
-            self.timer.set_deadline(self.next_deadline());
+            self.timer.set_deadline(self.silence.next_deadline());
         }
     }
 
@@ -215,33 +251,40 @@ impl Connection {
             return self.on_peer_closed().map(Some);
         }
         let now = Instant::now();
-        self.spin_backoff.record(now - self.last_read <= self.context.timeouts.busy_poll);
-        self.last_read = now;
-        self.is_probed = false;
+        self.spin_backoff.record(now - self.silence.last_read() <= self.context.timeouts.busy_poll);
+        self.silence.read(now);
         let mut answered = self.answer(bytes)?;
+        let mut has_completed = false;
         loop {
+            has_completed |= answered.requests > 0;
             if let Some((unsent, epoch)) = answered.unsent {
                 let buffered = unsent.len() + self.unanswered.len();
-                if self.held.set(buffered, answered.requests).is_err() {
-                    // There is no space for an ERROR.
+                let unsent =
+                    Unsent { answers: &unsent, epoch, has_error: answered.stop == StopReason::FramingLost };
+                if let Err(error) = self.held.set(buffered, answered.requests) {
+                    self.end(&unsent, quota_exceeded(error))?;
                     return Ok(Some(CloseReason::QuotaExceeded));
                 }
-                self.flush(&unsent, epoch).await?;
+                if let Some(reason) = self.flush(unsent).await? {
+                    return Ok(Some(reason));
+                }
+                self.silence.delivered(Instant::now());
             }
-            if let Err(QuotaExceededError { quota }) = self.held.set(self.unanswered.len(), 0) {
-                let detail = u32::try_from(quota).unwrap_or(u32::MAX);
-                self.send_error(ProtocolError::new(ErrorCode::QuotaExceeded, detail, 0))?;
-                self.discard_input();
+            if let Err(error) = self.held.set(self.unanswered.len(), 0) {
+                self.end(&Unsent::default(), quota_exceeded(error))?;
                 return Ok(Some(CloseReason::QuotaExceeded));
             }
             answered = match answered.stop {
-                StopReason::NeedInput => return Ok(None),
+                StopReason::NeedInput => {
+                    self.silence.received(has_completed, !self.unanswered.is_empty());
+                    return Ok(None);
+                }
                 StopReason::FramingLost => {
                     self.discard_input();
                     return Ok(Some(CloseReason::ProtocolError));
                 }
                 StopReason::ShutDown => {
-                    self.discard_input();
+                    self.end(&Unsent::default(), shutting_down())?;
                     return Ok(Some(CloseReason::ShutDown));
                 }
                 StopReason::OutputFull => {
@@ -263,8 +306,10 @@ impl Connection {
     fn answer(&mut self, new_bytes: usize) -> io::Result<Answered> {
         let context = Rc::clone(&self.context);
         let mut buffers = context.buffers.borrow_mut();
-        let (progress, epoch, output) =
-            buffers.answer(&mut self.unanswered, new_bytes, |input, output| context.respond(input, output));
+        let permissions = self.permissions;
+        let (progress, epoch, output) = buffers.answer(&mut self.unanswered, new_bytes, |input, output| {
+            context.respond(permissions, input, output)
+        });
         let written = self.socket.try_write(output);
         self.turn.end(progress.consumed + output.len());
         self.account.charge(progress.requests);
@@ -273,33 +318,54 @@ impl Connection {
         Ok(Answered { stop: progress.stop, unsent, requests: progress.requests })
     }
 
-    /// Writes all of `bytes`, waiting for the peer to read. Gives up after the idle timeout, or
-    /// when the answers delay the acknowledgement of a reload or a revocation for too long.
-    async fn flush(&mut self, mut bytes: &[u8], epoch: u64) -> io::Result<()> {
-        let in_flight = self.context.in_flight.enter(epoch);
-        while !bytes.is_empty() {
-            let deadline = Instant::now() + self.context.timeouts.idle.unwrap_or(NEVER);
-            tokio::select! {
-                writable = timeout_at(deadline, self.socket.writable()) => writable
-                    .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answers"))??,
-                () = in_flight.expired() => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "the peer did not read answers that a reload or a revocation has overtaken",
-                    ));
+    /// Writes all of the unsent answers, waiting for the peer to read. Ends the connection when the
+    /// kernel has taken no byte for the idle timeout, when the answers delay the acknowledgement of
+    /// a reload or a revocation for too long, and when the drain timeout passes.
+    async fn flush(&mut self, mut unsent: Unsent<'_>) -> io::Result<Option<CloseReason>> {
+        let in_flight = self.context.in_flight.enter(unsent.epoch);
+        let Timeouts { idle, unsent_answers, .. } = self.context.timeouts;
+        while !unsent.answers.is_empty() {
+            let deadline = Instant::now() + idle.unwrap_or(NEVER);
+            let waited = tokio::select! {
+                writable = timeout_at(deadline, self.socket.writable()) => match writable {
+                    Ok(writable) => writable.map(|()| Waited::Writable)?,
+                    Err(_) => Waited::Stalled,
+                },
+                () = in_flight.expired() => Waited::Overtaken,
+                () = std::future::poll_fn(|cx| self.timer.poll_closing(cx)) => Waited::Closing,
+            };
+            // epoll reports the socket as writable only when most of the send buffer is free. That
+            // the peer has read less than that shows only here.
+            let written = self.socket.try_write(unsent.answers)?;
+            unsent.answers = &unsent.answers[written..];
+            let (reason, error) = match waited {
+                Waited::Stalled if written == 0 => {
+                    (CloseReason::NotReading, idle_timeout(idle.unwrap_or(NEVER)))
                 }
+                Waited::Overtaken => (CloseReason::NotReading, idle_timeout(unsent_answers)),
+                Waited::Closing => (CloseReason::ShutDown, shutting_down()),
+                Waited::Writable | Waited::Stalled => continue,
+            };
+            if !unsent.answers.is_empty() {
+                self.end(&unsent, error)?;
+                return Ok(Some(reason));
             }
-            bytes = &bytes[self.socket.try_write(bytes)?..];
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Sends a final ERROR as far as the socket takes it at once, without waiting for the peer.
-    fn send_error(&self, error: ProtocolError) -> io::Result<()> {
-        let mut frame = Vec::new();
-        error.encode(&mut frame);
-        self.context.counters.count_error();
-        self.socket.try_write(&frame).map(drop)
+    /// Ends the connection: writes the answers that the peer has not read and an ERROR with the
+    /// reason, and discards the input, all without waiting. Requests without an answer before the
+    /// ERROR were not processed.
+    fn end(&self, unsent: &Unsent<'_>, error: ProtocolError) -> io::Result<()> {
+        let mut last = unsent.answers.to_vec();
+        if !unsent.has_error {
+            error.encode(&mut last);
+            self.context.counters.count_error();
+        }
+        self.socket.write_last(&last)?;
+        self.discard_input();
+        Ok(())
     }
 
     /// The peer has closed its sending side. An incomplete frame before that is an error.
@@ -307,7 +373,7 @@ impl Connection {
         if self.unanswered.is_empty() {
             return Ok(CloseReason::PeerClosed);
         }
-        self.send_error(truncated_frame(&self.unanswered))?;
+        self.end(&Unsent::default(), truncated_frame(&self.unanswered))?;
         Ok(CloseReason::ProtocolError)
     }
 
@@ -333,33 +399,31 @@ impl Connection {
         self.socket.try_read(&mut space[..limit])
     }
 
-    /// The timer has fired: probes the socket once, and closes the connection after the idle
-    /// timeout.
+    /// The timer has fired: reads what has arrived, and closes the connection if the idle timeout
+    /// has passed regardless.
     async fn on_timeout(&mut self) -> io::Result<Option<CloseReason>> {
-        if !self.is_probed {
+        loop {
             if self.account.delay().is_some() {
                 return Ok(None);
             }
             self.turn.begin().await;
-            if let Some(bytes) = self.try_read(self.turn.read_limit())? {
-                return self.on_input(bytes).await;
+            let Some(bytes) = self.try_read(self.turn.read_limit())? else {
+                break;
+            };
+            let closed = self.on_input(bytes).await?;
+            if closed.is_some() || !self.silence.is_frame_late() {
+                return Ok(closed);
             }
-            self.turn.give_up();
-            self.is_probed = true;
         }
+        self.turn.give_up();
+        self.silence.probed();
         match self.context.timeouts.idle {
-            Some(idle) if self.last_read.elapsed() >= idle => {
-                let ms = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
-                self.send_error(ProtocolError::new(ErrorCode::IdleTimeout, ms, 0))?;
+            Some(idle) if self.silence.is_over(Instant::now()) => {
+                self.end(&Unsent::default(), idle_timeout(idle))?;
                 Ok(Some(CloseReason::IdleTimeout))
             }
             _ => Ok(None),
         }
-    }
-
-    fn next_deadline(&self) -> Instant {
-        let wait = if self.is_probed { self.context.timeouts.idle.unwrap_or(NEVER) } else { PROBE_AFTER };
-        self.last_read + wait
     }
 
     /// Answers the input that has arrived, and sends the ERROR that announces the shutdown.
@@ -374,23 +438,20 @@ impl Connection {
             }
         }
         self.turn.give_up();
-        self.announce_shutdown().await?;
+        self.end(&Unsent::default(), shutting_down())?;
         Ok(CloseReason::Drained)
     }
+}
 
-    /// Sends the ERROR that announces the shutdown. A peer that is still reading its answers may
-    /// leave no space for it at first; the drain timeout bounds the wait.
-    async fn announce_shutdown(&mut self) -> io::Result<()> {
-        let mut frame = Vec::new();
-        ProtocolError::new(ErrorCode::ShuttingDown, 0, 0).encode(&mut frame);
-        self.context.counters.count_error();
-        let mut unsent = &frame[..];
-        loop {
-            unsent = &unsent[self.socket.try_write(unsent)?..];
-            if unsent.is_empty() {
-                return Ok(());
-            }
-            self.socket.writable().await?;
-        }
-    }
+fn idle_timeout(timeout: Duration) -> ProtocolError {
+    let ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+    ProtocolError::new(ErrorCode::IdleTimeout, ms, 0)
+}
+
+fn shutting_down() -> ProtocolError {
+    ProtocolError::new(ErrorCode::ShuttingDown, 0, 0)
+}
+
+fn quota_exceeded(QuotaExceededError { quota }: QuotaExceededError) -> ProtocolError {
+    ProtocolError::new(ErrorCode::QuotaExceeded, u32::try_from(quota).unwrap_or(u32::MAX), 0)
 }

@@ -6,15 +6,14 @@
 
 use arrayvec::ArrayVec;
 use keyward_protocol::{
-    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, FAST_PATH_BYTES, FrameHeader, Hello,
-    MAX_REQUEST_LENGTH, ParsedFrame, ProtocolError, Refund, Request, VERSION, Verify, Welcome, parse_frame,
-    verify_flag,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, Debit, ErrorCode, FAST_PATH_BYTES, FrameHeader, FrameKind,
+    Hello, MAX_REQUEST_LENGTH, ParsedFrame, ProtocolError, Refund, Request, VERSION, Verify, Welcome,
+    parse_frame, verify_flag,
 };
 
 use crate::connection::Counters;
 use crate::usage::UsageLog;
-use keyward_engine::snapshot::Snapshot;
-use keyward_engine::verify::{BATCH_SIZE, Verifier};
+use keyward_engine::verify::{BATCH_SIZE, Decision, Verifier};
 
 /// Bytes of output after which no further batch is begun. More answers would only wait in memory:
 /// this is twice the size of the largest write to a Unix socket.
@@ -50,12 +49,36 @@ pub enum StopReason {
     ShutDown,
 }
 
+/// What holds for a connection, whatever its requests are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// What WELCOME announces; 0 means that idle connections are not closed.
+    pub idle_timeout_ms: u32,
+    /// What the peer may send.
+    pub permissions: Permissions,
+}
+
+/// Whether a peer may change what requests were charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    /// Whether it may send REFUND.
+    pub refund: bool,
+    /// Whether it may send DEBIT.
+    pub debit: bool,
+}
+
+impl Default for Permissions {
+    /// Everything is permitted.
+    fn default() -> Self {
+        Self { refund: true, debit: true }
+    }
+}
+
 /// Answers the requests at the front of `input` into `output`. Each answer and each error is
-/// counted once. `idle_timeout_ms` is what WELCOME announces; 0 means that idle connections are not
-/// closed.
+/// counted once.
 pub fn respond(
     verifier: &Verifier<'_>,
-    idle_timeout_ms: u32,
+    terms: Terms,
     input: &[u8],
     output: &mut Vec<u8>,
     counters: &Counters,
@@ -71,23 +94,36 @@ pub fn respond(
         progress.had_raw_key |= batch.had_raw_key;
         let answered = verifier.verify_batch(&batch.requests, |decision| {
             counters.count_verdict(decision.verdict());
-            usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.usage());
-            decision.encode(output);
+            if decision.is_plain() {
+                usage.verified(decision.verdict(), decision.usage());
+                decision.encode(output);
+            } else {
+                answer_in_detail(decision, output, usage);
+            }
         });
         progress.requests += answered;
-        let answered_bytes = answered.checked_sub(1).map_or(0, |last| batch.ends[last]);
         if answered < batch.requests.len() {
-            progress.consumed += answered_bytes;
+            progress.consumed += bytes_of_frames(&input[progress.consumed..], answered);
             return Progress { stop: StopReason::Superseded, ..progress };
         }
-        if let Some(Terminator::Refund(refund)) = &batch.terminator {
-            let Ok(decision) = verifier.refund(refund) else {
-                progress.consumed += answered_bytes;
-                return Progress { stop: StopReason::Superseded, ..progress };
-            };
-            counters.count_refund();
-            usage.refunded(decision.verdict(), decision.usage());
-            decision.encode(output);
+        let adjusted = match &batch.terminator {
+            Some(Terminator::Refund(refund)) if terms.permissions.refund => {
+                verifier.refund(refund, |decision| {
+                    counters.count_refund();
+                    usage.refunded(decision.verdict(), decision.usage());
+                    decision.encode(output);
+                })
+            }
+            Some(Terminator::Debit(debit)) if terms.permissions.debit => verifier.debit(debit, |decision| {
+                counters.count_debit();
+                usage.debited(decision.verdict(), decision.usage());
+                decision.encode(output);
+            }),
+            _ => Ok(()),
+        };
+        if adjusted.is_err() {
+            progress.consumed += bytes_of_frames(&input[progress.consumed..], answered);
+            return Progress { stop: StopReason::Superseded, ..progress };
         }
         progress.consumed += batch.end;
         let Some(terminator) = batch.terminator.take() else {
@@ -98,7 +134,7 @@ pub fn respond(
         };
         progress.requests += 1;
         match terminator {
-            Terminator::Hello(hello) => match welcome(hello, verifier, idle_timeout_ms) {
+            Terminator::Hello(hello) => match welcome(hello, verifier, terms.idle_timeout_ms) {
                 Ok(welcome) => welcome.encode(output),
                 Err(error) => write_error(error, counters, output),
             },
@@ -112,18 +148,44 @@ pub fn respond(
                     ..progress
                 };
             }
+            Terminator::Refund(refund) if !terms.permissions.refund => {
+                write_error(request_refused(FrameKind::Refund, refund.request_id), counters, output);
+            }
+            Terminator::Debit(debit) if !terms.permissions.debit => {
+                write_error(request_refused(FrameKind::Debit, debit.request_id), counters, output);
+            }
             // Answered above.
-            Terminator::Refund(_) => {}
+            Terminator::Refund(_) | Terminator::Debit(_) => {}
         }
     }
+}
+
+/// Counts and answers a request that is not of the plain form.
+// Apart from the fast path, which has one branch for all that few requests have.
+#[inline(never)]
+fn answer_in_detail(decision: &Decision<'_>, output: &mut Vec<u8>, usage: &mut UsageLog) {
+    usage.verified(decision.verdict(), decision.usage());
+    decision.encode(output);
+}
+
+/// The size of the first `count` frames of `input`, which have been parsed before.
+// Read again, because few batches are interrupted. Noting where each frame ends costs every request.
+#[inline(never)]
+fn bytes_of_frames(input: &[u8], count: usize) -> usize {
+    let mut bytes = 0;
+    for _ in 0..count {
+        match parse_frame(&input[bytes..], MAX_REQUEST_LENGTH) {
+            ParsedFrame::Complete { size, .. } => bytes += size,
+            ParsedFrame::Incomplete | ParsedFrame::Invalid(_) => break,
+        }
+    }
+    bytes
 }
 
 /// Consecutive VERIFY frames, and the frame that ended the batch.
 #[derive(Default)]
 struct RequestBatch<'a> {
     requests: ArrayVec<Verify<'a>, BATCH_SIZE>,
-    /// Where each request's frame ends in the input.
-    ends: ArrayVec<usize, BATCH_SIZE>,
     /// Where the last frame ends, the terminator included.
     end: usize,
     terminator: Option<Terminator<'a>>,
@@ -134,6 +196,7 @@ struct RequestBatch<'a> {
 enum Terminator<'a> {
     Hello(Hello),
     Refund(Refund<'a>),
+    Debit(Debit<'a>),
     /// A frame that is answered with an ERROR.
     Error(ProtocolError),
     /// A header that does not tell where the next frame begins.
@@ -145,20 +208,24 @@ impl<'a> RequestBatch<'a> {
     #[inline]
     fn fill(&mut self, input: &'a [u8], credentials: u8) {
         self.requests.clear();
-        self.ends.clear();
         self.end = 0;
         while !self.requests.is_full() && self.terminator.is_none() {
             let rest = &input[self.end..];
-            match Verify::parse_fast_path(rest) {
-                Some(request) if credentials & CREDENTIAL_DIGEST != 0 => self.push(request, FAST_PATH_BYTES),
-                _ if rest.is_empty() => break,
-                _ => match parse_frame(rest, MAX_REQUEST_LENGTH) {
-                    ParsedFrame::Complete { header, body, size } => {
-                        self.push_frame(&header, body, size, credentials)
-                    }
-                    ParsedFrame::Incomplete => break,
-                    ParsedFrame::Invalid(error) => self.terminator = Some(Terminator::FramingLost(error)),
-                },
+            if credentials & CREDENTIAL_DIGEST != 0
+                && let Some(request) = Verify::parse_fast_path(rest)
+            {
+                self.push(request, FAST_PATH_BYTES);
+                continue;
+            }
+            if rest.is_empty() {
+                break;
+            }
+            match parse_frame(rest, MAX_REQUEST_LENGTH) {
+                ParsedFrame::Complete { header, body, size } => {
+                    self.push_frame(&header, body, size, credentials)
+                }
+                ParsedFrame::Incomplete => break,
+                ParsedFrame::Invalid(error) => self.terminator = Some(Terminator::FramingLost(error)),
             }
         }
     }
@@ -166,7 +233,6 @@ impl<'a> RequestBatch<'a> {
     #[inline]
     fn push(&mut self, request: Verify<'a>, size: usize) {
         self.end += size;
-        self.ends.push(self.end);
         self.requests.push(request);
     }
 
@@ -185,12 +251,13 @@ impl<'a> RequestBatch<'a> {
             Ok(Request::Refund(refund)) if is_accepted(refund.credential, credentials) => {
                 Terminator::Refund(refund)
             }
+            Ok(Request::Debit(debit)) if is_accepted(debit.credential, credentials) => {
+                Terminator::Debit(debit)
+            }
             Ok(Request::Hello(hello)) => Terminator::Hello(hello),
-            Ok(Request::Verify(_) | Request::Refund(_)) => Terminator::Error(ProtocolError::new(
-                ErrorCode::CredentialRefused,
-                u32::from(credentials),
-                header.request_id,
-            )),
+            Ok(Request::Verify(_) | Request::Refund(_) | Request::Debit(_)) => Terminator::Error(
+                ProtocolError::new(ErrorCode::CredentialRefused, u32::from(credentials), header.request_id),
+            ),
             Err(error) => {
                 // The frame cannot be decoded, so any part of it may be a key.
                 self.had_raw_key = true;
@@ -213,6 +280,10 @@ fn is_accepted(credential: Credential<'_>, credentials: u8) -> bool {
     matches!(credential, Credential::RawKey(_)) || credentials & CREDENTIAL_DIGEST != 0
 }
 
+fn request_refused(kind: FrameKind, request_id: u32) -> ProtocolError {
+    ProtocolError::new(ErrorCode::RequestRefused, kind as u32, request_id)
+}
+
 fn write_error(error: ProtocolError, counters: &Counters, output: &mut Vec<u8>) {
     counters.count_error();
     error.encode(output);
@@ -232,7 +303,7 @@ fn welcome(
         credentials: accepted_credentials(verifier),
         max_length: MAX_REQUEST_LENGTH,
         idle_timeout_ms,
-        generation: verifier.snapshot.map_or(0, Snapshot::generation),
+        generation: verifier.view.map_or(0, |view| view.generation),
         server: concat!("keyward/", env!("CARGO_PKG_VERSION")),
     })
 }

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_send_buffer_size, socket_send_buffer_size};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
@@ -66,6 +67,19 @@ impl Socket {
             }
         }
         Ok(written)
+    }
+
+    /// Writes the last bytes of the connection without waiting. What does not fit the send buffer is
+    /// written with a larger one, as far as the system allows it (`net.core.wmem_max`).
+    pub(super) fn write_last(&self, bytes: &[u8]) -> io::Result<()> {
+        let rest = &bytes[self.try_write(bytes)?..];
+        if !rest.is_empty() {
+            // The kernel doubles the size, for its own structures.
+            let size = socket_send_buffer_size(&self.stream)? + rest.len();
+            set_socket_send_buffer_size(&self.stream, size)?;
+            self.try_write(rest)?;
+        }
+        Ok(())
     }
 
     /// Waits until the peer has closed the socket altogether. The socket is not registered for

@@ -1,4 +1,4 @@
-//! The timers of a worker's connections: idle timeouts, probes, and the notice of a shutdown.
+//! The timers of a worker's connections: idle timeouts, probes, and the phases of a shutdown.
 //!
 //! All connections of a worker share one timer descriptor. Each connection registers a deadline
 //! through its [`TimerHandle`]. Moving the deadline costs one store, because it happens for every
@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::shutdown::ShutdownPhase;
 use super::timer_fd::TimerFd;
 
 /// The wait of a timer that has no deadline: a year.
@@ -30,7 +31,7 @@ pub(super) struct Timers {
     next_scan: Cell<Instant>,
     /// Signals a deadline before `next_scan`.
     rescheduled: Notify,
-    is_draining: Cell<bool>,
+    phase: Cell<ShutdownPhase>,
 }
 
 /// One connection's timer; dropping it removes the timer.
@@ -62,13 +63,13 @@ impl Timers {
             next_id: Cell::new(0),
             next_scan: Cell::new(Instant::now() + NEVER),
             rescheduled: Notify::new(),
-            is_draining: Cell::new(false),
+            phase: Cell::new(ShutdownPhase::Serving),
         })
     }
 
     /// Whether the daemon is shutting down.
     pub(super) fn is_draining(&self) -> bool {
-        self.is_draining.get()
+        self.phase.get() >= ShutdownPhase::Draining
     }
 
     /// Adds a timer that fires at `deadline`.
@@ -81,15 +82,20 @@ impl Timers {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         self.entries.borrow_mut().insert(id, Rc::clone(&entry));
-        let handle = TimerHandle { timers: Rc::clone(self), id, entry };
-        handle.set_deadline(deadline);
-        handle
+        self.scan_by(deadline);
+        TimerHandle { timers: Rc::clone(self), id, entry }
     }
 
-    /// Fires the timers for as long as the worker runs. When `draining` turns true, all of them
-    /// fire once.
-    pub(super) async fn run(self: Rc<Self>, mut draining: watch::Receiver<bool>) {
-        let timer = TimerFd::new();
+    /// Has the timers scanned at `deadline` or earlier.
+    fn scan_by(&self, deadline: Instant) {
+        if deadline < self.next_scan.get() {
+            self.rescheduled.notify_one();
+        }
+    }
+
+    /// Fires the timers for as long as the worker runs. At each further phase of the shutdown, all of
+    /// them fire once.
+    pub(super) async fn run(self: Rc<Self>, timer: TimerFd, mut shutdown: watch::Receiver<ShutdownPhase>) {
         let mut last_scan = Instant::now();
         loop {
             let next_scan = self
@@ -102,9 +108,11 @@ impl Timers {
                     self.fire(|entry| entry.deadline.get() <= last_scan);
                 }
                 () = self.rescheduled.notified() => {}
-                // A closed channel means that the daemon is gone, which ends connections as well.
-                _ = draining.wait_for(|draining| *draining), if !self.is_draining() => {
-                    self.is_draining.set(true);
+                further = shutdown.wait_for(|phase| *phase > self.phase.get()),
+                    if self.phase.get() < ShutdownPhase::Closing =>
+                {
+                    // A closed channel means that the daemon is gone, which ends connections as well.
+                    self.phase.set(further.map_or(ShutdownPhase::Closing, |phase| *phase));
                     self.fire(|_| true);
                 }
             }
@@ -133,9 +141,7 @@ impl TimerHandle {
     pub(super) fn set_deadline(&self, deadline: Instant) {
         self.entry.deadline.set(deadline);
         self.entry.has_fired.set(false);
-        if deadline < self.timers.next_scan.get() {
-            self.timers.rescheduled.notify_one();
-        }
+        self.timers.scan_by(deadline);
     }
 
     /// Whether the timer has fired; otherwise registers the task to be woken when it does.
@@ -146,11 +152,25 @@ impl TimerHandle {
         if self.entry.has_fired.get() {
             return Poll::Ready(Wakeup::Deadline);
         }
+        self.set_waker(cx);
+        Poll::Pending
+    }
+
+    /// Whether connections no longer wait for their peers; otherwise registers the task to be woken
+    /// when they do not.
+    pub(super) fn poll_closing(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.timers.phase.get() == ShutdownPhase::Closing {
+            return Poll::Ready(());
+        }
+        self.set_waker(cx);
+        Poll::Pending
+    }
+
+    fn set_waker(&self, cx: &Context<'_>) {
         let mut waker = self.entry.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
-        Poll::Pending
     }
 }
 
@@ -172,9 +192,9 @@ mod tests {
 
     #[tokio::test(flavor = "local")]
     async fn timers_fire_at_their_deadline_and_all_at_shutdown() {
-        let (drain, draining) = watch::channel(false);
+        let (shutdown, phases) = watch::channel(ShutdownPhase::Serving);
         let timers = Timers::new();
-        let running = tokio::task::spawn_local(Rc::clone(&timers).run(draining));
+        let running = tokio::task::spawn_local(Rc::clone(&timers).run(TimerFd::new(), phases));
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
         let (late, soon) = (timers.register(after(600_000)), timers.register(after(900_000)));
@@ -188,8 +208,14 @@ mod tests {
         assert!(poll_fn(|cx| Poll::Ready(late_wakeup.as_mut().poll(cx).is_pending())).await);
         drop(soon);
         assert_eq!(timers.entries.borrow().len(), 1);
-        drain.send_replace(true);
+        let closing_timer = timers.register(after(600_000));
+        let mut closing = std::pin::pin!(poll_fn(|cx| closing_timer.poll_closing(cx)));
+        assert!(poll_fn(|cx| Poll::Ready(closing.as_mut().poll(cx).is_pending())).await);
+        shutdown.send_replace(ShutdownPhase::Draining);
         assert_eq!(late_wakeup.await, Wakeup::Drain);
+        assert!(poll_fn(|cx| Poll::Ready(closing.as_mut().poll(cx).is_pending())).await);
+        shutdown.send_replace(ShutdownPhase::Closing);
+        closing.await;
         running.abort();
     }
 }

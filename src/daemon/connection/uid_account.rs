@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use keyward_engine::limiter::{Rate, TICKS_PER_NANOSECOND};
+use keyward_engine::limiter::Rate;
 use tokio::time::Instant;
 
 /// Quotas of one uid for all its connections together. `None`: no quota.
@@ -27,9 +27,9 @@ pub struct UidAccount {
     quotas: UidQuotas,
     buffered_bytes: AtomicUsize,
     in_flight: AtomicUsize,
-    /// The time of tick 0.
+    /// The time from which nanoseconds are counted.
     origin: Instant,
-    /// The tick at which the bucket of `quotas.rate` is full: its theoretical arrival time (GCRA).
+    /// The nanosecond at which the bucket of `quotas.rate` is full: its theoretical arrival time (GCRA).
     full_at: AtomicU64,
 }
 
@@ -70,7 +70,7 @@ impl UidAccount {
     pub(super) fn charge(&self, requests: usize) {
         let Some(rate) = self.quotas.rate.filter(|_| requests > 0) else { return };
         let now = self.now();
-        let cost = rate.period().get().saturating_mul(requests as u64);
+        let cost = refill_time(rate, requests as u64);
         // The closure always returns a value.
         let _ = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
             Some(full_at.max(now).saturating_add(cost))
@@ -81,10 +81,10 @@ impl UidAccount {
     pub(super) fn delay(&self) -> Option<Duration> {
         let rate = self.quotas.rate?;
         let full_at = self.full_at.load(Ordering::Relaxed);
-        // At this tick the bucket has refilled by one request.
-        let next = full_at.saturating_add(rate.period().get()).saturating_sub(rate.capacity());
-        let ticks = next.checked_sub(self.now()).filter(|ticks| *ticks > 0)?;
-        Some(Duration::from_nanos(ticks.div_ceil(TICKS_PER_NANOSECOND)))
+        // At this time the bucket has refilled by one request.
+        let next = full_at.saturating_add(refill_time(rate, 1));
+        let next = next.saturating_sub(refill_time(rate, rate.burst().into()));
+        next.checked_sub(self.now()).filter(|wait| *wait > 0).map(Duration::from_nanos)
     }
 
     /// Whether the account can be forgotten, once there is no connection: the bucket is full.
@@ -93,9 +93,14 @@ impl UidAccount {
     }
 
     fn now(&self) -> u64 {
-        let nanoseconds = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        nanoseconds.saturating_mul(TICKS_PER_NANOSECOND)
+        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
+}
+
+/// The nanoseconds that `requests` take to refill, rounded up. They saturate.
+fn refill_time(rate: Rate, requests: u64) -> u64 {
+    let ticks = u128::from(rate.period().get()) * u128::from(requests);
+    u64::try_from(ticks.div_ceil(rate.scale().get().into())).unwrap_or(u64::MAX)
 }
 
 impl Held {

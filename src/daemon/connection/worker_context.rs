@@ -4,10 +4,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -15,15 +13,15 @@ use crate::connection::buffers::Buffers;
 use crate::connection::busy_poll::SpinPermits;
 use crate::connection::counters::Counters;
 use crate::connection::in_flight::{EpochTracker, InFlight};
-use crate::connection::respond::{Progress, StopReason, respond};
+use crate::connection::respond::{Permissions, Progress, StopReason, Terms, respond};
+use crate::connection::shutdown::Shutdown;
 use crate::connection::timer_fd::TimerFd;
 use crate::connection::timers::Timers;
 use crate::connection::turns::{IdleCount, Turns};
-use crate::publish::Subscription;
+use crate::publish::{Published, Subscription};
 use crate::usage::UsageLog;
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::Limiter;
-use keyward_engine::snapshot::Snapshot;
 use keyward_engine::verify::Verifier;
 
 /// How long events stay in a usage log that is not full.
@@ -36,8 +34,8 @@ const STACK_BYTES: usize = 48 * 1024;
 /// How long peers may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// The silence after which a connection is closed, and the time that a peer has to read
-    /// answers. `None`: unlimited.
+    /// The time after which a connection is closed because it was silent, its frame is still
+    /// incomplete, or the peer has read none of its answers. `None`: unlimited.
     pub idle: Option<Duration>,
     /// How long a reload or a revocation waits for peers to read answers that were made before it.
     /// After that their connections are closed.
@@ -53,16 +51,6 @@ pub struct Metrics {
     pub counters: Arc<Counters>,
     /// Events by key.
     pub usage: UsageLog,
-}
-
-/// The signals that end a worker's connections.
-#[derive(Clone)]
-pub struct Shutdown {
-    /// Turns true when connections are to answer the input that has arrived, and close.
-    pub draining: watch::Receiver<bool>,
-    /// Once set, workers stop answering: balances are being saved. Set it before advancing the
-    /// epoch.
-    pub closed: Arc<AtomicBool>,
 }
 
 /// What requests are decided by.
@@ -124,11 +112,16 @@ impl WorkerContext {
     /// Answers the requests at the front of `input`. Loads the snapshot and reads the clock once
     /// for all of them. Also returns the epoch of the answers.
     #[inline(never)]
-    pub(super) fn respond(&self, input: &[u8], output: &mut Vec<u8>) -> (Progress, u64) {
+    pub(super) fn respond(
+        &self,
+        permissions: Permissions,
+        input: &[u8],
+        output: &mut Vec<u8>,
+    ) -> (Progress, u64) {
         let mut subscription = self.subscription.borrow_mut();
         // Read before any state whose change advances the epoch.
         let epoch = subscription.epoch();
-        if self.shutdown.closed.load(Ordering::Relaxed) {
+        if self.shutdown.is_closed() {
             let progress = Progress {
                 consumed: input.len(),
                 requests: 0,
@@ -137,17 +130,16 @@ impl WorkerContext {
             };
             return (progress, epoch);
         }
-        let shared = subscription.load_arc();
-        let snapshot = shared.map(|snapshot| &**snapshot);
-        let global_policy =
-            snapshot.map_or(&*self.global_policy, keyward_engine::snapshot::Snapshot::global_policy);
+        let published = subscription.load_published();
+        let view = published.map(Published::view);
+        let global_policy = view.map_or(&*self.global_policy, |view| view.snapshot.global_policy());
         let now = self.clock.now();
         let mut usage = self.usage.borrow_mut();
-        usage.begin(shared, now.unix);
-        let verifier = Verifier { snapshot, limiter: &self.limiter, global_policy, now };
+        usage.begin(published.map(Published::snapshot), now.unix);
+        let verifier = Verifier { view, limiter: &self.limiter, global_policy, now };
         let idle_ms = self.timeouts.idle.unwrap_or_default().as_millis();
-        let idle_ms = u32::try_from(idle_ms).unwrap_or(u32::MAX);
-        let progress = respond(&verifier, idle_ms, input, output, &self.counters, &mut usage);
+        let terms = Terms { idle_timeout_ms: u32::try_from(idle_ms).unwrap_or(u32::MAX), permissions };
+        let progress = respond(&verifier, terms, input, output, &self.counters, &mut usage);
         usage.notify();
         if progress.had_raw_key {
             wipe_stack();
@@ -157,7 +149,7 @@ impl WorkerContext {
 
     /// Fires the connections' timers for as long as the worker runs.
     pub async fn run_timers(self: Rc<Self>) {
-        Rc::clone(&self.timers).run(self.shutdown.draining.clone()).await;
+        Rc::clone(&self.timers).run(TimerFd::new(), self.shutdown.phase.clone()).await;
     }
 
     /// Lets the connections take turns for as long as the worker runs.
@@ -181,9 +173,9 @@ impl WorkerContext {
                         return;
                     }
                     let epoch = *announced.borrow_and_update();
-                    let generation = self.refresh_snapshot();
+                    let table_generation = self.refresh_snapshot();
                     let round = *self.usage.borrow().rounds().borrow();
-                    self.usage.borrow_mut().flush_round(round, generation);
+                    self.usage.borrow_mut().flush_round(round, table_generation);
                     epochs.begin(epoch);
                 }
                 () = epochs.advance() => {}
@@ -224,16 +216,16 @@ impl WorkerContext {
                         return;
                     }
                     let round = *rounds.borrow_and_update();
-                    let generation = self.refresh_snapshot();
-                    self.usage.borrow_mut().flush_round(round, generation);
+                    let table_generation = self.refresh_snapshot();
+                    self.usage.borrow_mut().flush_round(round, table_generation);
                 }
             }
         }
     }
 
-    /// Takes the current snapshot, and returns its generation.
+    /// Takes the current snapshot, and returns its table generation.
     fn refresh_snapshot(&self) -> u64 {
-        self.subscription.borrow_mut().load().map_or(0, Snapshot::generation)
+        self.subscription.borrow_mut().load().map_or(0, |view| view.snapshot.table_generation())
     }
 }
 

@@ -36,13 +36,16 @@ impl ReloadLoop {
         let (takeaways, report) = self.evaluate_takeaways(settings, &rows, &current, force);
         drop(rows);
         if report.refused.is_none() && !takeaways.keys.is_empty() {
-            current.apply_takeaways(takeaways.keys.iter().copied());
             let epochs = self.reloader.publisher.epochs();
-            let epoch = epochs.advance();
+            let epoch = self.reloader.revocations.publish_takeaways(&takeaways.keys);
             self.reloader.runtime.block_on(epochs.wait_passed(epoch));
+            self.reloader.revocations.mark_takeaways(&takeaways.keys);
+            if let Some(published) = self.reloader.publisher.reader().published() {
+                self.reloader.audit.set_generation(published.generation());
+            }
             self.applied_takeaways.extend(takeaways.keys);
             if let Some(last_good) = &self.reloader.last_good {
-                last_good.store_takeaways(self.generation, &self.applied_takeaways);
+                last_good.store_takeaways(self.table_generation, &self.applied_takeaways);
             }
         }
         Some(report)
@@ -58,6 +61,8 @@ impl ReloadLoop {
         force: bool,
     ) -> (Takeaways, TakeawayReport) {
         let applied = &self.applied_takeaways.keys;
+        // The comparison reads the marks of acknowledged revocations.
+        self.reloader.revocations.mark_passed();
         let takeaways = rows.takeaways(current, self.reloader.clock.now().unix, MAX_KEYS);
         let added = takeaways.keys.iter().filter(|(hash, _)| !applied.contains_key(hash)).count();
         let total = applied.len() + added;

@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::reload::guard::Changes;
 use crate::reload::load::{LoadOutcome, SettleWindow};
 use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::{
     Purpose, ReloadError, ReloadLoop, ReloadPolicy, SetAside, Settings, SourceFile, Stale, TakeawayReport,
     compare, retry_while_changing,
 };
+use crate::revocation::LoadedList;
 use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable};
 use keyward_source::Format;
 
@@ -61,16 +63,19 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Compares `new`, read from `path`, with `old`.
+    /// Compares `new`, read from `path`, with `old`. `revocations`: those in force, if any are known.
     pub fn new(
         policy: &ReloadPolicy,
         path: &Path,
         new: &KeyTable,
-        old: Option<&KeyTable>,
+        old: &KeyTable,
         options: CompareOptions,
+        revocations: Option<&LoadedList>,
     ) -> Self {
-        let diff = new.diff_from(old, options);
-        let refused = policy.tolerance.check(path, &diff, old.map_or(0, KeyTable::len), new.len()).err();
+        let diff = new.diff_from(Some(old), options);
+        let lifted = revocations.map(|list| list.lifted_by(new, old, options)).unwrap_or_default();
+        let changes = Changes { diff: &diff, lifted };
+        let refused = policy.tolerance.check(path, &changes, old.len(), new.len()).err();
         Self { keys: new.len(), diff, refused, stale: None, set_aside: None }
     }
 }
@@ -105,9 +110,10 @@ impl ReloadLoop {
             retry_while_changing(window, || self.evaluate(&settings, window, &mut takeaways))
         });
         self.recovered = None;
+        self.reloader.revocations.forget_changes();
         Preview {
             source: source.path.to_path_buf(),
-            generation: self.generation,
+            generation: self.table_generation,
             serving: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
             took: start.elapsed(),
             result,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::audit::FileLocation;
+use crate::balances::BalanceLoss;
 use crate::reload::ConfigLoadError;
 use crate::reload::last_good::RecoverError;
 use crate::reload::memory_limits::MemoryError;
@@ -14,12 +15,24 @@ use crate::reload::refusal::{Refusal, RefusalList};
 use keyward_engine::snapshot::{BucketError, Diff};
 use keyward_source::{Column, Diagnostics};
 
+/// What to change if this user may not read the file.
+fn permission_advice(error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return String::new();
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    format!(
+        ". It is read by uid {uid}: give that user, or its group, permission to read the file (chgrp, chmod 640) and to search \
+         every directory above it. An export needs this before it is renamed into place"
+    )
+}
+
 /// Why a source was not published. The previous snapshot stays in force.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "every `path` is that of the source")]
 pub enum ReloadError {
     /// The file cannot be read.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {error}{}", path.display(), permission_advice(error))]
     Io {
         path: PathBuf,
         /// The system's error.
@@ -97,6 +110,25 @@ pub enum ReloadError {
         #[source]
         error: Arc<RecoverError>,
     },
+    /// The source is an earlier one than that which was accepted last.
+    #[error(
+        "{}: it is older than the source that was accepted last, or has the keys from before it, and that source took access \
+         away from some keys. If it is right, reload with --force (before a start: keyward state accept source)",
+        path.display()
+    )]
+    EarlierSource { path: PathBuf },
+    /// Keys with calendar quotas or credits, whose balances are lost.
+    #[error(
+        "{}: it has calendar quotas or credits, and what was spent of them is lost: {loss}. Restore the balances while the daemon is stopped, or accept \
+         that they begin unspent: reload with --force (before a start: keyward state accept lost-balances)",
+        path.display()
+    )]
+    LostBalances {
+        path: PathBuf,
+        /// How they were lost.
+        #[source]
+        loss: BalanceLoss,
+    },
     /// A pepper is gone that rows of the file are, or may be, hashed with.
     #[error("{}: {keys}", path.display())]
     PepperInUse {
@@ -170,6 +202,8 @@ impl ReloadError {
             Self::Empty { .. } => "empty",
             Self::Guarded { refusals, .. } => refusals.first().map_or("guarded", Refusal::kind),
             Self::NotCompared { .. } => "not_compared",
+            Self::EarlierSource { .. } => "earlier_source",
+            Self::LostBalances { .. } => "lost_balances",
             Self::PepperInUse { .. } => "pepper",
             Self::Buckets { error: BucketError::TooMany, .. } => "too_many_limits",
             Self::Buckets { error: BucketError::Inconsistent, .. } => "internal",
@@ -191,6 +225,8 @@ impl ReloadError {
             | Self::Compiled { path, .. }
             | Self::Guarded { path, .. }
             | Self::NotCompared { path, .. }
+            | Self::EarlierSource { path }
+            | Self::LostBalances { path, .. }
             | Self::PepperInUse { path, .. }
             | Self::Buckets { path, .. } => {
                 Some(FileLocation { file: path.display().to_string(), line: None, column: None })
@@ -254,5 +290,16 @@ mod tests {
         let source = error.source().expect("a source");
         assert!(source.is::<MemoryError>(), "{source:?}");
         assert_eq!(error.to_string(), source.to_string());
+    }
+
+    #[test]
+    fn unreadable_source_is_reported_with_the_uid() {
+        let message = |kind: io::ErrorKind| {
+            ReloadError::Io { path: "/keys.csv".into(), error: kind.into() }.to_string()
+        };
+        let uid = format!("It is read by uid {}: ", rustix::process::geteuid().as_raw());
+        let denied = message(io::ErrorKind::PermissionDenied);
+        assert!(denied.starts_with("/keys.csv: permission denied. ") && denied.contains(&uid), "{denied}");
+        assert!(!message(io::ErrorKind::NotFound).contains("uid"));
     }
 }

@@ -54,6 +54,11 @@ impl FileState {
         (self.size, self.modified) == (before.size, before.modified)
     }
 
+    /// Whether the file was written to before `other` was.
+    pub(super) fn is_older_than(&self, other: &Self) -> bool {
+        self.modified < other.modified
+    }
+
     /// Unix second at which the file was last written to.
     pub fn written_at(&self) -> u32 {
         u32::try_from(self.modified.0.max(0)).unwrap_or(u32::MAX)

@@ -3,13 +3,16 @@
 //! It evaluates what a new set of keys means for access ([`Impact`]), not the number of rows: keys
 //! that would stop working, keys that would start working, and keys that would lose a restriction.
 //! For each there is a share beyond which the reload is refused. A restriction that disappears from
-//! the whole source is always refused. `keyward reload --force` overrides the guard.
+//! the whole source is always refused, and so are other names for revoked keys that would
+//! [lift](crate::revocation::LiftedRevocations) their revocation. `keyward reload --force` overrides
+//! the guard.
 
 use std::path::Path;
 
 use crate::reload::NAMED_KEYS;
 use crate::reload::ReloadError;
 use crate::reload::refusal::Refusal;
+use crate::revocation::LiftedRevocations;
 use keyward_engine::snapshot::{AccessChange, Diff, Example, Impact, Share};
 
 /// How far a reload may change access: shares of keys, from 0 to 1.
@@ -21,6 +24,22 @@ pub struct Tolerance {
     pub max_reactivated: f64,
     /// The share of the keys with a restriction that may lose it.
     pub max_loosened: f64,
+}
+
+/// What a source would change.
+#[derive(Clone, Debug)]
+pub struct Changes<'c> {
+    /// The difference from the keys before.
+    pub diff: &'c Diff,
+    /// The revocations that it would lift.
+    pub lifted: LiftedRevocations,
+}
+
+impl<'c> Changes<'c> {
+    /// Changes that lift no revocation.
+    pub fn of(diff: &'c Diff) -> Self {
+        Self { diff, lifted: LiftedRevocations::default() }
+    }
 }
 
 /// Keys that may always stop working, unless the share is zero: a share says little about very few
@@ -49,9 +68,9 @@ const CHECKED_STARTS: [AccessChange; 3] =
     [AccessChange::RevokedReturns, AccessChange::DisabledReturns, AccessChange::ExpiredReturns];
 
 impl Tolerance {
-    /// The refusals of a source that changes `diff`, compared with `keys_before` keys.
-    pub(super) fn refusals(&self, diff: &Diff, keys_before: usize) -> Vec<Refusal> {
-        let Diff { impact, examples, .. } = diff;
+    /// The refusals of a source that makes `changes`, compared with `keys_before` keys.
+    pub(super) fn refusals(&self, changes: &Changes<'_>, keys_before: usize) -> Vec<Refusal> {
+        let Changes { diff: Diff { impact, examples, .. }, lifted } = changes;
         let always_widen = (keys_before / 10).clamp(1, MAX_ALWAYS_WIDEN);
         let exceeding = |changes: &'static [AccessChange], always: usize, setting, max: f64, examples| {
             changes.iter().filter_map(move |change| {
@@ -77,7 +96,8 @@ impl Tolerance {
         );
         let loosened =
             exceeding(&CHECKED_LOOSENS, always_widen, "max_loosened", self.max_loosened, &examples.loosened);
-        lost.into_iter().chain(stopping).chain(starting).chain(loosened).collect()
+        let lifted = Some(lifted).filter(|lifted| lifted.count > 0).cloned().map(Refusal::LiftsRevocations);
+        lost.into_iter().chain(lifted).chain(stopping).chain(starting).chain(loosened).collect()
     }
 
     /// The refusal of takeaways from this share of the keys, if it is too large.
@@ -92,25 +112,25 @@ impl Tolerance {
         })
     }
 
-    /// Checks whether the source at `path` may replace `keys_before` keys.
+    /// Checks whether the source at `path`, which makes `changes`, may replace `keys_before` keys.
     ///
     /// # Errors
     /// When the source has no keys, or there are [refusals](Refusal).
     pub fn check(
         &self,
         path: &Path,
-        diff: &Diff,
+        changes: &Changes<'_>,
         keys_before: usize,
         keys_after: usize,
     ) -> Result<(), ReloadError> {
         if keys_after == 0 {
             return Err(ReloadError::Empty { path: path.to_path_buf() });
         }
-        let refusals = self.refusals(diff, keys_before);
+        let refusals = self.refusals(changes, keys_before);
         if refusals.is_empty() {
             return Ok(());
         }
-        Err(ReloadError::Guarded { path: path.to_path_buf(), diff: Box::new(diff.clone()), refusals })
+        Err(ReloadError::Guarded { path: path.to_path_buf(), diff: Box::new(changes.diff.clone()), refusals })
     }
 }
 

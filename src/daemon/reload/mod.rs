@@ -12,9 +12,12 @@
 //! 3. It checks the memory for a comparison. It compares the new keys with those in force, or at
 //!    startup with the last good ones, and the [`guard`] and the [pepper guard](pepper_guard)
 //!    decide. Keys of rows that are set aside inherit the state that they had.
-//! 4. It checks the memory for a snapshot, takes the next generation, allocates buckets, and marks
-//!    revocations in the new snapshot ([`swap`]).
-//! 5. It swaps the snapshots, which advances the epoch ([`publish`](crate::publish)).
+//! 4. It checks the memory for a snapshot, reserves generations if few are left, allocates buckets,
+//!    and marks revocations in the new snapshot ([`swap`]). Commands wait from the end of that to the
+//!    swap. What they have revoked since step 3 is compared like the rest, and may still refuse the
+//!    source.
+//! 5. It swaps the snapshots in the next generation, which advances the epoch
+//!    ([`publish`](crate::publish)).
 //! 6. It waits until every worker has passed the epoch. From then on, no answer of an older
 //!    snapshot can leave on any connection.
 //! 7. Revocations that the source has confirmed for long enough leave the list, and the slots of
@@ -22,7 +25,8 @@
 //!    for one attempt to write the removal: a disk that hangs holds up the acknowledgement,
 //!    although the new keys are in force.
 //! 8. The accepted source is recorded in `accepted_source.json`, durably, and the keys are queued
-//!    to be written for the next start ([`last_good`]). Takeaways of refused sources are forgotten.
+//!    to be written for the next start ([`last_good`]). If the record cannot be written, the answer
+//!    says that the reload is not durable. Takeaways of refused sources are forgotten.
 //! 9. The settings that the source was read with come into force. If commands have arrived
 //!    meanwhile, the file's state and the configuration are read again, to decide which of them
 //!    share the result ([below](#shared-reloads)).
@@ -46,12 +50,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::audit::Audit;
+use crate::balances::PendingLoss;
 use crate::clock::Clock;
 use crate::publish::Publisher;
 use crate::revocation::{Retention, Revocations};
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
-use keyward_state::Generations;
 
 mod apply_takeaways;
 mod bad_rows;
@@ -84,7 +88,7 @@ pub use bad_rows::{BadRowPolicy, SetAside};
 pub use check::{CheckRequest, Evaluation, Preview};
 pub use error::ReloadError;
 pub use file_state::FileState;
-pub use guard::{Tolerance, counts};
+pub use guard::{Changes, Tolerance, counts};
 pub use history::{AcceptedReload, History, Outcome};
 pub use last_good::LastGoodStore;
 pub use load::{LoadedSource, ParsedSource};
@@ -125,8 +129,8 @@ pub struct Reloader {
     pub audit: Audit,
     /// Where the keys in force are stored for the next start; `None`: nowhere.
     pub last_good: Option<LastGoodStore>,
-    /// Numbers for snapshots.
-    pub generations: Generations,
+    /// Balances that were lost, until an operator accepts that.
+    pub pending_loss: PendingLoss,
     /// The runtime to wait for the workers on.
     pub runtime: tokio::runtime::Handle,
 }

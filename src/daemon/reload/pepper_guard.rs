@@ -7,8 +7,10 @@
 
 use std::path::Path;
 
-use crate::reload::pepper_in_use::{KeySample, PepperInUse};
+use crate::reload::last_good::Recovered;
+use crate::reload::pepper_in_use::{KeySample, PepperChange, PepperInUse};
 use crate::reload::{ReloadError, ReloadLoop, Settings};
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::snapshot::{HashedWith, KeyTable};
 
 impl ReloadLoop {
@@ -39,23 +41,39 @@ impl ReloadLoop {
                 Some(_) | None => certain.add(key.key_id()),
             }
         }
-        refuse_if_any(path, PepperInUse { current: old.len(), certain, possible })
+        let change = PepperChange::new(old.global_policy().peppers.is_some(), &settings.global_policy);
+        refuse_if_any(path, PepperInUse { change, current: old.len(), certain, possible })
     }
+}
 
-    /// The same at startup, where the keys before `new` are the last good ones, and all of those
-    /// were hashed with a pepper that is gone.
-    pub(super) fn guard_removed_pepper(
+impl Recovered {
+    /// The same at the Unix second `now` of a start, where the keys before `new` are the last good
+    /// ones: whether requests would still find a key that `new` lists with the hash that it had
+    /// then.
+    ///
+    /// # Errors
+    /// When all of the last good keys were hashed with a pepper that is gone, and `new` has some of
+    /// their hashes.
+    pub fn guard_peppers(
         &self,
+        global_policy: &GlobalPolicy,
         path: &Path,
-        old: &KeyTable,
         new: &KeyTable,
+        now: u32,
     ) -> Result<(), ReloadError> {
-        let now = self.reloader.clock.now().unix;
+        if self.retained_hashes(global_policy).current {
+            return Ok(());
+        }
+        let old = &self.keys;
         let mut certain = KeySample::default();
         for (_, key_id) in old.digests().filter(|(digest, _)| new.has_live_key(digest, now)) {
             certain.add(key_id);
         }
-        refuse_if_any(path, PepperInUse { current: old.len(), certain, possible: KeySample::default() })
+        let change = PepperChange::new(self.had_pepper(), global_policy);
+        refuse_if_any(
+            path,
+            PepperInUse { change, current: old.len(), certain, possible: KeySample::default() },
+        )
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::revocation::LiftedRevocations;
 use keyward_engine::record::{FieldSet, Quoted};
 use keyward_engine::snapshot::{AccessChange, Share};
 
@@ -10,6 +11,8 @@ use keyward_engine::snapshot::{AccessChange, Share};
 pub enum Refusal {
     /// Keys have restrictions that no row of the source has a value for.
     Lost(FieldSet),
+    /// Revoked keys have other names, which are not revoked.
+    LiftsRevocations(LiftedRevocations),
     /// A change applies to more keys than its setting allows.
     Exceeds {
         /// What changes for the keys.
@@ -30,6 +33,7 @@ impl Refusal {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Lost(_) => "lost_restrictions",
+            Self::LiftsRevocations(_) => "lifted_revocations",
             Self::Exceeds { change, .. } => match change {
                 AccessChange::Stops => "shrunk",
                 AccessChange::RevokedReturns
@@ -61,18 +65,29 @@ impl fmt::Display for Refusal {
                 let description = description(*change);
                 let percent = max * 100.0;
                 write!(f, "{count} of {of} {description}, more than source.{setting} ({percent} %) allows")?;
-                let mut separator = " (";
-                for key_id in first {
-                    write!(f, "{separator}{}", Quoted(key_id))?;
-                    separator = ", ";
-                }
-                match first.len() {
-                    0 => Ok(()),
-                    shown if shown < *count => f.write_str(" and others)"),
-                    _ => f.write_str(")"),
-                }
+                write_examples(f, first, *count)
+            }
+            Self::LiftsRevocations(LiftedRevocations { count, first }) => {
+                let are = if *count == 1 { "key that is revoked has" } else { "keys that are revoked have" };
+                write!(f, "{count} {are} another key id or owner, which is not revoked")?;
+                write_examples(f, first, *count)?;
+                f.write_str(": correct it in the export; or revoke the one of the two that stays the same")
             }
         }
+    }
+}
+
+/// The first of `count` key ids, in parentheses.
+fn write_examples(f: &mut fmt::Formatter<'_>, first: &[Box<str>], count: usize) -> fmt::Result {
+    let mut separator = " (";
+    for key_id in first {
+        write!(f, "{separator}{}", Quoted(key_id))?;
+        separator = ", ";
+    }
+    match first.len() {
+        0 => Ok(()),
+        shown if shown < count => f.write_str(" and others)"),
+        _ => f.write_str(")"),
     }
 }
 

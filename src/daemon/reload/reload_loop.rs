@@ -7,18 +7,19 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::audit;
 use crate::reload::file_state::TIME_GRANULARITY;
+use crate::reload::guard::Changes;
 use crate::reload::last_good::{AppliedTakeaways, LastGoodStore, RecoverError, Recovered};
 use crate::reload::load::{LoadOutcome, SettleWindow};
 use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::trigger::{Cause, PendingTriggers, change_notifier};
 use crate::reload::watch::SourceWatch;
 use crate::reload::{
-    AcceptedReload, CheckRequest, FileState, LoadedSource, Outcome, Purpose, ReloadError, Reloader, SetAside,
-    Settings, Trigger, compare,
+    AcceptedReload, CheckRequest, FileState, LoadedSource, Outcome, Purpose, Refusal, ReloadError, Reloader,
+    SetAside, Settings, Trigger, compare,
 };
 use crate::systemd;
 use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, Snapshot};
@@ -34,10 +35,15 @@ const ATTEMPTS: usize = 3;
 const NICENESS: i32 = 10;
 
 /// Where published keys come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum LoadedFrom {
     /// The configured file.
-    Source,
+    Source {
+        /// How its keys were compared with the current ones; `None` if an operator forces them.
+        guarded: Option<CompareOptions>,
+        /// The user that accepts a loss of balances, by forcing a reload.
+        loss_accepted_by: Option<u32>,
+    },
     /// The state directory.
     LastGood,
 }
@@ -45,8 +51,8 @@ pub(super) enum LoadedFrom {
 /// The state of the reload thread.
 pub(super) struct ReloadLoop {
     pub(super) reloader: Reloader,
-    /// The generation of `current`; 0 if there is none.
-    pub(super) generation: u64,
+    /// The table generation of `current`; 0 if there is none.
+    pub(super) table_generation: u64,
     /// The snapshot in force.
     pub(super) current: Option<Arc<Snapshot>>,
     /// The state of the file when it was last read, successfully or not. The file is not read again
@@ -82,7 +88,7 @@ impl Reloader {
         let watch = SourceWatch::new(&self.settings.source.path, notify);
         let mut reload_loop = ReloadLoop {
             reloader: self,
-            generation: 0,
+            table_generation: 0,
             current: None,
             last_read: None,
             change_pending,
@@ -167,7 +173,7 @@ impl ReloadLoop {
     /// Renews the watch, and retries the writes of small files that have failed.
     fn maintain(&mut self) {
         self.watch.follow(&self.reloader.settings.source.path);
-        self.reloader.generations.retry();
+        self.reloader.revocations.generations().retry();
         self.reloader.last_good.iter().for_each(LastGoodStore::retry_takeaways);
         self.reloader.last_good.iter().for_each(LastGoodStore::retry_record);
         self.maintained = time::Instant::now();
@@ -211,7 +217,7 @@ impl ReloadLoop {
             settings_differ = settings != self.reloader.settings;
             let is_other_file = settings.source.path != self.reloader.settings.source.path;
             let window = SettleWindow::new(settings.policy.settle);
-            let result = retry_while_changing(window, || self.try_reload(&settings, window, cause.force));
+            let result = retry_while_changing(window, || self.try_reload(&settings, window, &cause));
             let fell_back = result.as_ref().is_err_and(|error| self.serve_last_good(&settings, error));
             // A file other than the served one says nothing about the served keys.
             if !fell_back && is_other_file {
@@ -231,6 +237,7 @@ impl ReloadLoop {
             // The next poll tries again.
             self.last_read = None;
         }
+        self.reloader.revocations.forget_changes();
         let outcome = Outcome { at: Instant::now(), took: start.elapsed(), result, takeaways };
         self.finish(cause, outcome, settings_differ, triggers);
     }
@@ -290,11 +297,11 @@ impl ReloadLoop {
         &mut self,
         settings: &Settings,
         window: SettleWindow,
-        force: bool,
+        cause: &Cause,
     ) -> Result<AcceptedReload, ReloadError> {
         let source = &settings.source;
         if let Some(last_good) = &self.reloader.last_good {
-            last_good.cancel_outdated_write(self.generation);
+            last_good.cancel_outdated_write(self.table_generation);
         }
         // Taken before the reading: every later change is noticed as one.
         self.last_read = FileState::of(&source.path);
@@ -312,10 +319,12 @@ impl ReloadLoop {
         };
         let current = self.current.clone();
         let options = self.compare_options(settings);
+        // The comparison reads the marks of acknowledged revocations.
+        self.reloader.revocations.mark_passed();
         compare::require_memory(&MemoryLimits::new(), &loaded.keys)
             .map_err(|limit| ReloadError::Memory { path: source.path.to_path_buf(), limit })?;
         let (diff, row_map) = compare::compare(&loaded.keys, current.as_deref(), options);
-        let since_last_good = if !force {
+        let since_last_good = if !cause.force {
             match self.guard(settings, &loaded, &diff) {
                 Ok(since_last_good) => since_last_good,
                 Err(error) => {
@@ -326,11 +335,14 @@ impl ReloadLoop {
                     return Err(error);
                 }
             }
-        } else if current.is_none() {
-            // For the report: at startup there is nothing else to compare with.
-            self.diff_from_last_good(settings, &loaded.keys)
         } else {
-            None
+            // For the report: at startup there is nothing else to compare with.
+            let diff = match current {
+                Some(_) => None,
+                None => self.diff_from_last_good(settings, &loaded.keys),
+            };
+            self.warn_of_lifted_revocations(settings, &loaded.keys);
+            diff
         };
         let LoadedSource { mut keys, state, file, policies, written_at, set_aside } = loaded;
         // Without a comparison it is not known.
@@ -350,7 +362,11 @@ impl ReloadLoop {
                 (None, Some(Err(_)) | None) => {}
             }
         }
-        let accepted = self.put_in_force(settings, keys, written_at, diff, &row_map, LoadedFrom::Source)?;
+        let loaded_from = LoadedFrom::Source {
+            guarded: Some(options).filter(|_| !cause.force),
+            loss_accepted_by: cause.forced_by(),
+        };
+        let accepted = self.put_in_force(settings, keys, written_at, diff, &row_map, loaded_from)?;
         self.store_last_good(settings, state, file, policies, takes_away);
         self.clear_takeaways();
         self.set_aside = set_aside.map(Arc::new);
@@ -364,6 +380,25 @@ impl ReloadLoop {
         CompareOptions { now, by_key_id: settings.global_policy.may_rehash(current) }
     }
 
+    /// Names keys that work again because an operator has forced a source.
+    fn warn_of_lifted_revocations(&self, settings: &Settings, new: &KeyTable) {
+        let options = self.compare_options(settings);
+        let lifted = match (&self.current, &self.recovered) {
+            (Some(current), _) => self.reloader.revocations.lifted_by(new, current.table(), options),
+            (None, Some(Ok(old))) => {
+                let options = old.compare_options(&settings.global_policy, options.now);
+                self.reloader.revocations.lifted_by(new, &old.keys, options)
+            }
+            (None, Some(Err(_)) | None) => return,
+        };
+        if lifted.count > 0 {
+            warn!(
+                "an operator forces a source that lifts revocations: {}",
+                Refusal::LiftsRevocations(lifted)
+            );
+        }
+    }
+
     /// Checks whether the loaded keys may replace the current ones, or else the last good ones.
     /// Returns the difference from the last good keys, if they were compared.
     pub(super) fn guard(
@@ -375,7 +410,9 @@ impl ReloadLoop {
         let path = &settings.source.path;
         let since_last_good = match &self.current {
             Some(current) => {
-                settings.policy.tolerance.check(path, diff, current.len(), loaded.keys.len())?;
+                let (new, options) = (&loaded.keys, self.compare_options(settings));
+                let lifted = self.reloader.revocations.lifted_by(new, current.table(), options);
+                settings.policy.tolerance.check(path, &Changes { diff, lifted }, current.len(), new.len())?;
                 None
             }
             None => self.guard_by_last_good(settings, loaded)?,

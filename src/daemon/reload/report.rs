@@ -8,8 +8,10 @@ use tracing::{debug, error, info, warn};
 use crate::audit::{self, Event};
 use crate::reload::trigger::Cause;
 use crate::reload::{
-    AcceptedReload, NAMED_KEYS, Outcome, ReloadError, ReloadLoop, SetAside, TakeawayReport, counts,
+    AcceptedReload, LastGoodStore, NAMED_KEYS, Outcome, ReloadError, ReloadLoop, SetAside, TakeawayReport,
+    counts,
 };
+use crate::revocation::Durability;
 use crate::systemd;
 use keyward_engine::record::Quoted;
 use keyward_engine::snapshot::{Diff, Example};
@@ -151,6 +153,15 @@ impl ReloadLoop {
                     warn!(generation, keys, "the source widens access: {counts}");
                 }
                 set_aside.iter().for_each(|set_aside| log_set_aside(set_aside));
+                let durability = self.reloader.last_good.as_ref().map(LastGoodStore::durability);
+                if let Some(Durability::NotDurable(reason)) = durability {
+                    error!(
+                        generation,
+                        %reason,
+                        "the keys are in force, but NOT DURABLE: until the accepted source is recorded, a restart with a \
+                         source that is refused serves older keys, and gives back what has been taken away since"
+                    );
+                }
                 match stale {
                     Some(stale) => {
                         error!("{stale}");
@@ -161,9 +172,23 @@ impl ReloadLoop {
             }
             Err(error) if self.is_repeated(error) => debug!(%error, "source refused again"),
             Err(error) => {
-                let serving = self.generation;
+                let serving = self
+                    .reloader
+                    .publisher
+                    .reader()
+                    .published()
+                    .map_or(0, |published| published.generation());
                 error!(%error, serving_generation = serving, "source refused");
                 outcome.takeaways.iter().for_each(log_takeaways);
+                let has_taken_away = outcome.takeaways.as_ref().is_some_and(|takeaways| takeaways.total > 0);
+                let durability = self.reloader.last_good.as_ref().map(LastGoodStore::takeaway_durability);
+                if let Some(Durability::NotDurable(reason)) = durability.filter(|_| has_taken_away) {
+                    error!(
+                        %reason,
+                        "what refused sources have taken away is in force, but NOT DURABLE: until it is written, a restart \
+                         gives it back, unless the source takes it away again"
+                    );
+                }
                 systemd::status(&format!("source refused, serving generation {serving}: {error}"));
             }
         }

@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::sync::{Arc, PoisonError};
 
+use jiff::Timestamp;
 use tracing::warn;
 
+use crate::audit;
 use crate::reload::last_good;
 use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::{
-    AcceptedReload, FileState, LoadedFrom, ReloadError, ReloadLoop, Reloader, Settings, Stale,
+    AcceptedReload, FileState, LoadedFrom, Refusal, ReloadError, ReloadLoop, Reloader, Settings, Stale,
 };
 use keyward_engine::snapshot::{Diff, KeyTable, RowMap, RowPolicies, Snapshot, SnapshotMeta};
 use keyward_source::Format;
@@ -29,8 +31,8 @@ impl ReloadLoop {
         takes_away: bool,
     ) {
         if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
-            let source = &settings.source;
-            last_good.record_accepted(self.generation, state, source, &settings.global_policy, takes_away);
+            let (source, policy) = (&settings.source, &settings.global_policy);
+            last_good.record_accepted(self.table_generation, state, source, policy, takes_away);
             last_good.enqueue(last_good::Job {
                 snapshot: Arc::clone(snapshot),
                 policies,
@@ -59,13 +61,26 @@ impl ReloadLoop {
         MemoryLimits::new()
             .require(needed, keys.publishing_heap_bytes())
             .map_err(|limit| ReloadError::Memory { path: path(), limit })?;
-        let generation = self.reloader.generations.next_number();
-        let Reloader { limiter, allocator, publisher, revocations, audit, runtime, clock, .. } =
-            &mut self.reloader;
+        let has_counted_limits = keys.has_counted_limits();
+        let mut accepted_loss = None;
+        if let Some(loss) = self.reloader.pending_loss.get().filter(|_| has_counted_limits) {
+            let LoadedFrom::Source { loss_accepted_by: Some(by_uid), .. } = loaded_from else {
+                return Err(ReloadError::LostBalances { path: path(), loss });
+            };
+            accepted_loss = Some(by_uid);
+            warn!(
+                loss = loss.to_string(),
+                "calendar quotas and credits begin unspent, because an operator forces it"
+            );
+        }
+        self.reloader.revocations.generations().reserve();
+        let Reloader {
+            limiter, allocator, publisher, revocations, audit, runtime, clock, pending_loss, ..
+        } = &mut self.reloader;
         // Reading a source of the same time again makes it no younger.
-        let first_loaded_ticks = match self.current.as_deref().map(Snapshot::meta) {
-            Some(before) if before.source_time == written_at => before.first_loaded_ticks,
-            _ => clock.now().ticks,
+        let first_loaded = match self.current.as_deref().map(Snapshot::meta) {
+            Some(before) if before.source_time == written_at => before.first_loaded,
+            _ => clock.now().nanoseconds,
         };
         let ahead_s = written_at.saturating_sub(clock.now().unix);
         if settings.global_policy.max_staleness.is_some() && ahead_s > CLOCK_SKEW {
@@ -78,21 +93,23 @@ impl ReloadLoop {
         // between two slots.
         let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
         let mut allocation = allocator.begin(limiter);
-        let snapshot = keys
+        let mut snapshot = keys
             .into_snapshot_with(
                 &mut allocation,
                 row_map,
                 SnapshotMeta {
-                    generation,
+                    // Set when it comes into force.
+                    generation: 0,
                     source_time: written_at,
-                    first_loaded_ticks,
+                    first_loaded,
                     global_policy: Arc::clone(&settings.global_policy),
                 },
             )
             .map_err(|error| ReloadError::Buckets { path: path(), error })?;
+        limiter.set_time_zone(settings.global_policy.time_zone.clone());
         let stale = Stale::of(snapshot.meta().source_age(clock.now()), &settings.global_policy);
         let mut accepted = AcceptedReload {
-            generation,
+            generation: 0,
             keys: snapshot.len(),
             diff,
             revocations_confirmed: 0,
@@ -101,28 +118,46 @@ impl ReloadLoop {
             set_aside: None,
         };
 
-        if loaded_from == LoadedFrom::LastGood {
+        if matches!(loaded_from, LoadedFrom::LastGood) {
             snapshot.apply_takeaways(
                 self.applied_takeaways.keys.iter().map(|(hash, takeaway)| (*hash, *takeaway)),
             );
         }
+        let swap = revocations.mark_for_swap(&snapshot);
+        if let (LoadedFrom::Source { guarded: Some(options), .. }, Some(old)) = (loaded_from, &self.current) {
+            let lifted = swap.lifted_by(snapshot.table(), old.table(), options);
+            if lifted.count > 0 {
+                return Err(ReloadError::Guarded {
+                    path: path(),
+                    diff: Box::new(accepted.diff),
+                    refusals: vec![Refusal::LiftsRevocations(lifted)],
+                });
+            }
+        }
         let pending = allocation.commit();
+        accepted.generation = swap.generation();
+        snapshot.set_table_generation(accepted.generation);
         let snapshot = Arc::new(snapshot);
-        let epoch = revocations.mark_and_swap(publisher, Arc::clone(&snapshot));
-        self.generation = generation;
+        let epoch = swap.finish(Arc::clone(&snapshot));
+        if let Some(by_uid) = accepted_loss {
+            pending_loss.accept();
+            let at = Timestamp::from_second(clock.now().unix.into()).unwrap_or_default();
+            audit.record(&audit::Event::LostBalancesAccepted { by_uid, at: at.to_string() });
+        }
+        self.table_generation = accepted.generation;
         let previous = self.current.replace(Arc::clone(&snapshot));
         // When this returns, no answer of the previous snapshot can leave any more.
         runtime.block_on(publisher.epochs().wait_passed(epoch));
-        audit.set_generation(generation);
+        audit.set_generation(accepted.generation);
         // The last good keys were compared with the list of revocations when they were accepted.
-        if loaded_from == LoadedFrom::Source {
+        if matches!(loaded_from, LoadedFrom::Source { .. }) {
             let reconciliation = revocations.reconcile(&snapshot, settings.revocation_retention, audit);
             accepted.revocations_confirmed = reconciliation.dropped;
             accepted.revocations_conflicting = reconciliation.conflicts;
         }
 
         let buckets = previous.iter().flat_map(|previous| previous.buckets());
-        allocator.reclaim(limiter, pending, buckets, clock.now().ticks);
+        allocator.reclaim(limiter, pending, buckets, clock.now());
         self.retired = previous;
         Ok(accepted)
     }

@@ -12,11 +12,12 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::audit::Peer;
+use crate::balances::PendingLoss;
 use crate::publish::{Publisher, Subscription};
 use keyward_engine::snapshot::Snapshot;
 use keyward_source::{ColumnMapping, Format};
 use keyward_state::disk::trace::Trace;
-use keyward_state::{Rotation, StateDir};
+use keyward_state::{Generations, Rotation, StateDir};
 
 mod retired;
 
@@ -75,17 +76,21 @@ impl Fixture {
         let state = StateDir::open(directory.path(), true).expect("opens").expect("is there");
         let rotation = Rotation { max_file_size: 1 << 20, keep: 1 };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let audit = Audit::open(&state, rotation).expect("opens");
         let reloader = Reloader {
             load_config: config_loader(Arc::clone(&configured)),
-            revocations: Arc::new(Revocations::open(None, &publisher).expect("none")),
+            revocations: Arc::new(
+                Revocations::start(crate::revocation::load(None).expect("none"), &publisher, open(state))
+                    .expect("no thread"),
+            ),
             publisher,
             limiter: Arc::new(Limiter::new()),
             allocator: Arc::default(),
             clock: Clock::new(),
             history: History::new(&settings.source.path),
-            audit: Audit::open(&state, rotation).expect("opens"),
+            audit,
             last_good: None,
-            generations: open(state),
+            pending_loss: PendingLoss::default(),
             runtime: runtime.handle().clone(),
             settings,
         };

@@ -128,6 +128,13 @@ impl Cause {
         Self { trigger, waiters: Waiters::default(), reads_config: false, force: false }
     }
 
+    /// The user that forces this reload by a command. An acceptance of the source at a start is no such
+    /// command: it says nothing about balances.
+    pub(super) fn forced_by(&self) -> Option<u32> {
+        let is_command = self.force && self.trigger == audit::TriggerKind::Command;
+        self.waiters.peers.first().map(|peer| peer.uid).filter(|_| is_command)
+    }
+
     /// Adds requests that arrived during the reload, for which the configuration has been read.
     pub(super) fn add_waiters(&mut self, waiters: Waiters) {
         // The start remains the cause of the first load, even if requests share its result.

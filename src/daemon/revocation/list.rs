@@ -138,15 +138,6 @@ pub(super) struct List {
     owners: BTreeMap<Box<str>, Entry>,
 }
 
-/// The counts of a marking.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct MarkCounts {
-    /// Rows of the target.
-    pub(super) rows: usize,
-    /// The rows of these that are revoked now, for any reason.
-    pub(super) revoked: usize,
-}
-
 impl List {
     pub(super) fn len(&self) -> usize {
         self.keys.len() + self.owners.len()
@@ -179,6 +170,17 @@ impl List {
             Target::Key(key_id) => self.keys.remove(key_id),
             Target::Owner(owner) => self.owners.remove(owner),
         }
+    }
+
+    /// The entries of these targets, as far as there are any.
+    pub(super) fn only(&self, targets: &[Target]) -> Self {
+        let mut list = Self::default();
+        for target in targets {
+            if let Some(entry) = self.get(target) {
+                list.insert(target.clone(), entry.record, entry.ticket);
+            }
+        }
+        list
     }
 
     /// All entries, in no particular order.
@@ -238,31 +240,42 @@ impl List {
         owners.chain(keys).take(count).collect()
     }
 
-    fn covers(&self, key: Key<'_>) -> bool {
-        self.keys.contains_key(key.key_id()) || self.owners.contains_key(key.owner())
+    /// The key ids that are revoked.
+    pub(super) fn key_ids(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(|key_id| &**key_id)
+    }
+
+    pub(super) fn has_owners(&self) -> bool {
+        !self.owners.is_empty()
+    }
+
+    pub(super) fn covers_key_id(&self, key_id: &str) -> bool {
+        self.keys.contains_key(key_id)
+    }
+
+    pub(super) fn covers_owner(&self, owner: &str) -> bool {
+        self.owners.contains_key(owner)
+    }
+
+    pub(super) fn covers(&self, key: Key<'_>) -> bool {
+        self.covers_key_id(key.key_id()) || self.covers_owner(key.owner())
     }
 
     /// Marks everything that is revoked in an unmarked snapshot.
     pub(super) fn mark_all(&self, snapshot: &Snapshot) {
         let of_keys = self.keys.keys().flat_map(|key_id| snapshot.rows_of_key(key_id));
-        let of_owners = snapshot.rows_of_owners(|owner| self.owners.contains_key(owner));
+        let of_owners = snapshot.rows_of_owners(|owner| self.covers_owner(owner));
         of_keys.chain(of_owners).for_each(|key| key.set_revoked(true));
     }
 
-    /// Sets or clears the marks of the rows of `target`. A row can be revoked by its key and by its
-    /// owner.
-    pub(super) fn mark(&self, snapshot: &Snapshot, target: &Target) -> MarkCounts {
-        let mut marked = MarkCounts::default();
-        let mut mark = |key: Key<'_>| {
-            key.set_revoked(self.covers(key));
-            marked.rows += 1;
-            marked.revoked += usize::from(key.status() == Status::Revoked);
-        };
+    /// Sets or clears the marks of the rows of `target` in an unpublished snapshot. A row can be
+    /// revoked by its key and by its owner.
+    pub(super) fn mark(&self, snapshot: &Snapshot, target: &Target) {
+        let mark = |key: Key<'_>| key.set_revoked(self.covers(key));
         match target {
-            Target::Key(key_id) => snapshot.rows_of_key(key_id).for_each(&mut mark),
-            Target::Owner(owner) => snapshot.rows_of_owner(owner).for_each(&mut mark),
+            Target::Key(key_id) => snapshot.rows_of_key(key_id).for_each(mark),
+            Target::Owner(owner) => snapshot.rows_of_owner(owner).for_each(mark),
         }
-        marked
     }
 
     /// The status of each entry in `snapshot`, and the number of its rows. A row that was set aside
@@ -271,7 +284,7 @@ impl List {
     pub(super) fn compare(&self, snapshot: &Snapshot) -> Vec<(Target, SourceStatus, usize)> {
         let mut owners: HashMap<&str, RowCounts> = HashMap::new();
         if !self.owners.is_empty() {
-            for key in snapshot.rows_of_owners(|owner| self.owners.contains_key(owner)) {
+            for key in snapshot.rows_of_owners(|owner| self.covers_owner(owner)) {
                 let counts = owners.entry(key.owner()).or_default();
                 *counts = counts.with(key);
             }

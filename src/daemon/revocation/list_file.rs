@@ -27,6 +27,10 @@ const NO_ROTATION: Rotation = Rotation { max_file_size: u64::MAX, keep: 0 };
 /// waits for a compaction once in hundreds of times.
 const COMPACTION_SLACK: usize = 1_000;
 
+/// Maximum length of the file. The list has at most [`MAX_ENTRIES`](super::MAX_ENTRIES) entries, of
+/// some hundred bytes. The rest is for lines that could not be compacted.
+pub(super) const MAX_BYTES: u64 = 1 << 30;
+
 /// The file of the list, and its high-water mark.
 pub(super) struct ListFile {
     path: PathBuf,

@@ -63,7 +63,6 @@ impl Revocations {
     pub fn reconcile(&self, snapshot: &Snapshot, retention: Retention, audit: &Audit) -> Reconciliation {
         let (changes, due) = self.compare(snapshot, retention);
         let dropped = self.drop_durably(snapshot, due);
-        audit.set_generation(snapshot.generation());
         log(&changes);
         let dropped_events =
             dropped.iter().map(|(target, rows)| Event::RevocationDropped(describe(target, *rows)));
@@ -129,6 +128,7 @@ impl Revocations {
         due: Vec<(Target, usize)>,
         durability: Durability,
     ) -> Vec<(Target, usize)> {
+        let _settling = self.lock_marking();
         let _commands = self.lock_commands();
         let mut list = self.list_mut();
         if let Durability::NotDurable(error) = durability {
@@ -153,7 +153,7 @@ impl Revocations {
         }
         drop(list);
         // Clears the marks, so that rows have the status that they will have after a restart. All
-        // of them are revoked by the source, so no answer becomes ALLOWED.
+        // of them are revoked by the source, so no answer changes, and no overlay is needed.
         let list = self.list();
         for (target, _) in &dropped {
             list.mark(snapshot, target);

@@ -6,6 +6,7 @@
 //! mark](super::watermark), belongs to another daemon, or is damaged. A crash causes none of these:
 //! the mark is written after the list, and a command whose line is torn has not returned.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::line::{FORMAT, Header, Line};
@@ -48,6 +49,9 @@ pub enum LoadError {
     },
 }
 
+/// Attempts of [`preview`] to read both files while a daemon replaces them.
+const ATTEMPTS: u32 = 3;
+
 /// The largest number of a line. No list comes near it, and sums with it do not overflow.
 const MAX_SEQ: u64 = u64::MAX / 2;
 
@@ -59,6 +63,11 @@ impl LoadError {
     /// Whether it is about the content of the files, so another start does not help.
     pub fn is_about_content(&self) -> bool {
         !matches!(self, Self::File(_))
+    }
+
+    /// Whether this user may not read the list.
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self, Self::File(file) if file.error.kind() == io::ErrorKind::PermissionDenied)
     }
 }
 
@@ -83,16 +92,8 @@ pub(super) struct Replayed {
 /// # Errors
 /// See [`LoadError`].
 pub(super) fn replay(directory: &StateDir) -> Result<Replayed, LoadError> {
-    let path = directory.path(list_file::NAME);
-    let content = state::read(&path)?;
-    let watermark = watermark::read(&directory.path(watermark::NAME))?;
-    let parsed = ParsedList::new(&path, content.as_deref());
-    let problem = parsed.damage.or_else(|| {
-        let problem =
-            detect_loss(directory, content.as_deref(), parsed.header.as_ref(), parsed.seq, &watermark);
-        let problem = problem.or(parsed.gap);
-        problem.map(|problem| LoadError::Lost { path, problem })
-    });
+    let StoredList { mut parsed, watermark } = StoredList::read(&directory.path(""))?;
+    let problem = parsed.problem.take();
     let acceptance = directory.take_acceptance(Acceptance::LostRevocations)?;
     let accepted = match (problem, acceptance) {
         (None, None) => None,
@@ -110,9 +111,63 @@ pub(super) fn replay(directory: &StateDir) -> Result<Replayed, LoadError> {
     Ok(Replayed { list, id, seq, lines, has_torn_end, watermark, accepted })
 }
 
+/// What a start would do with the list.
+pub(super) struct ReplayPreview {
+    /// The revocations that would be in force.
+    pub(super) list: List,
+    /// The loss that the start would accept, because an operator has accepted it.
+    pub(super) accepted: Option<LoadError>,
+}
+
+/// As [`replay`], without a lock, and without a change of a file: an acceptance is not taken. A
+/// daemon may be using `directory`.
+///
+/// # Errors
+/// When a start would fail.
+pub(super) fn preview(directory: &Path) -> Result<ReplayPreview, LoadError> {
+    let mut attempt = 1;
+    loop {
+        let StoredList { parsed: ParsedList { list, problem, .. }, .. } = StoredList::read(directory)?;
+        match problem {
+            None => return Ok(ReplayPreview { list, accepted: None }),
+            // A daemon that uses the directory may be replacing the files.
+            Some(_) if attempt < ATTEMPTS => attempt += 1,
+            Some(problem) if state::is_accepted(directory, Acceptance::LostRevocations) => {
+                return Ok(ReplayPreview { list, accepted: Some(problem) });
+            }
+            Some(problem) => return Err(problem),
+        }
+    }
+}
+
+/// The two files of the list.
+struct StoredList {
+    parsed: ParsedList,
+    watermark: StoredRecord,
+}
+
+impl StoredList {
+    /// Reads both files, and verifies that no revocation is missing.
+    fn read(directory: &Path) -> Result<Self, FileError> {
+        let path = directory.join(list_file::NAME);
+        // First the mark: a daemon that writes meanwhile appends to the list before it writes the
+        // mark.
+        let watermark = watermark::read(&directory.join(watermark::NAME))?;
+        let content = state::read(&path, list_file::MAX_BYTES)?;
+        let mut parsed = ParsedList::new(&path, content.as_deref());
+        let gap = parsed.gap.take();
+        parsed.problem = parsed.problem.take().or_else(|| {
+            let header = parsed.header.as_ref();
+            let lost = detect_loss(directory, content.as_deref(), header, parsed.seq, &watermark);
+            lost.or(gap).map(|problem| LoadError::Lost { path, problem })
+        });
+        Ok(Self { parsed, watermark })
+    }
+}
+
 /// Returns a message if revocations are missing.
 fn detect_loss(
-    directory: &StateDir,
+    directory: &Path,
     content: Option<&[u8]>,
     header: Option<&Header>,
     seq: u64,
@@ -150,8 +205,7 @@ fn detect_loss(
         (Some(_), None, StoredRecord::Missing) => {
             Some(format!("it has no header, and {} is missing", watermark::NAME))
         }
-        (None, None, StoredRecord::Missing) => directory
-            .first_state_file()
+        (None, None, StoredRecord::Missing) => state::first_state_file(directory)
             .map(|other| format!("it is missing, and the state directory is not new: {other} is there")),
     }
 }
@@ -163,8 +217,9 @@ struct ParsedList {
     seq: u64,
     lines: usize,
     has_torn_end: bool,
-    /// The first line that cannot be decoded. If an operator accepts it, such lines are ignored.
-    damage: Option<LoadError>,
+    /// The first line that cannot be decoded, or else what shows that revocations are missing. If an
+    /// operator accepts it, lines that cannot be decoded are ignored.
+    problem: Option<LoadError>,
     /// A message about the first line whose number does not follow the previous one.
     gap: Option<String>,
 }
@@ -180,19 +235,19 @@ impl ParsedList {
             list: List::default(),
             lines: lines.len() - usize::from(header.is_some()),
             has_torn_end: torn.is_some() || content.last().is_some_and(|last| *last != b'\n'),
-            damage: None,
+            problem: None,
             gap: None,
             header,
         };
         if let Some(problem) = parsed.header.as_ref().and_then(header_problem) {
-            parsed.damage = Some(LoadError::Damaged { path: path.to_path_buf(), line: 1, problem });
+            parsed.problem = Some(LoadError::Damaged { path: path.to_path_buf(), line: 1, problem });
             parsed.seq = 0;
         }
         let first = usize::from(parsed.header.is_some());
         for (line, number) in lines.iter().zip(1..).skip(first) {
             if let Err(problem) = parsed.add(line, number) {
                 let damaged = || LoadError::Damaged { path: path.to_path_buf(), line: number, problem };
-                parsed.damage.get_or_insert_with(damaged);
+                parsed.problem.get_or_insert_with(damaged);
             }
         }
         parsed

@@ -12,8 +12,10 @@ use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::record::{KeyRecord, Status};
 use keyward_engine::snapshot::{Builder, SnapshotMeta};
 
+mod changes;
 mod confirmation;
 mod durability;
+mod lifted;
 mod loss;
 
 /// A snapshot of keys `k0` to `k<keys - 1>`, all of one owner, with the status that `status`
@@ -93,15 +95,16 @@ fn block(directory: &TempDir) -> std::path::PathBuf {
 }
 
 fn is_revoked(publisher: &Publisher, number: u32) -> bool {
-    let snapshot = publisher.reader().current().expect("published");
-    snapshot.find_by_id(&format!("k{number}")).expect("there").status() == Status::Revoked
+    let published = publisher.reader().published().expect("published");
+    let view = published.view();
+    view.is_revoked(view.snapshot.find_by_id(&format!("k{number}")).expect("there"))
 }
 
 #[test]
 fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     let publisher = Publisher::new(1).0;
     let revocations = Revocations::open(None, &publisher).expect("opens");
-    revocations.mark_and_swap(&publisher, active(2, 1));
+    revocations.mark_and_swap(active(2, 1));
     for unchanged in [false, true] {
         let change = revocations.revoke(key(0), 0).expect("in force");
         assert_eq!((change.unchanged, change.revoked), (unchanged, 1));
@@ -109,7 +112,7 @@ fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     }
     assert!(is_revoked(&publisher, 0) && !is_revoked(&publisher, 1));
     assert!(!revocations.entries()[0].1.durable);
-    revocations.mark_and_swap(&publisher, active(2, 2));
+    revocations.mark_and_swap(active(2, 2));
     assert!(is_revoked(&publisher, 0), "in the next snapshot too");
     let change = revocations.unrevoke(key(0), 0).expect("unrevoked");
     assert!(reason(&change).contains("no state directory") && !is_revoked(&publisher, 0));
@@ -121,14 +124,15 @@ fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     assert_eq!(revocations.entries(), []);
 }
 
-/// A worker that has read the epoch of a command sees its marks.
+/// A worker that has read the epoch of a command sees its change.
 #[test]
 fn every_command_advances_the_epoch() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    let published = revocations.mark_and_swap(&publisher, active(2, 1));
+    revocations.generations().reserve();
+    let published = revocations.mark_and_swap(active(2, 1));
     let first = revocations.revoke(key(0), 7).expect("revoked");
-    assert_eq!((first.keys, first.revoked, first.generation, first.unchanged), (1, 1, 1, false));
+    assert_eq!((first.keys, first.revoked, first.generation, first.unchanged), (1, 1, 2, false));
     let again = revocations.revoke(key(0), 8).expect("unchanged");
     assert!(again.unchanged && published < first.epoch && first.epoch < again.epoch);
     let back = revocations.unrevoke(key(0), 7).expect("unrevoked");
@@ -141,10 +145,10 @@ fn every_command_advances_the_epoch() {
 fn possible_raw_key_is_not_written_to_disk() {
     let raw = "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT";
     let directory = directory();
-    let (revocations, publisher) = open(&directory);
+    let (revocations, _publisher) = open(&directory);
     let refuse = || revocations.revoke(Target::Key(raw.into()), 0).expect_err("refused").to_string();
     assert!(!refuse().contains(&raw[10..]));
-    revocations.mark_and_swap(&publisher, active(1, 1));
+    revocations.mark_and_swap(active(1, 1));
     assert!(!refuse().contains(&raw[10..]));
     assert_eq!(lines(&directory), 0);
 }
@@ -168,7 +172,7 @@ fn entries_survive_a_restart() {
 fn unwritable_revocation_is_in_force_at_once_and_durable_once_the_disk_recovers() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    revocations.mark_and_swap(&publisher, active(4, 1));
+    revocations.mark_and_swap(active(4, 1));
     assert_eq!(revocations.revoke(key(0), 0).expect("revoked").durability, Durability::Durable);
     let path = block(&directory);
     let change = revocations.revoke(key(1), 0).expect("in force");
@@ -202,7 +206,7 @@ fn unwritable_revocation_is_in_force_at_once_and_durable_once_the_disk_recovers(
 fn unwritable_unrevocation_is_revoked_again_after_a_restart() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    revocations.mark_and_swap(&publisher, active(1, 1));
+    revocations.mark_and_swap(active(1, 1));
     revocations.revoke(key(0), 0).expect("revoked");
     let path = block(&directory);
     assert!(!reason(&revocations.unrevoke(key(0), 0).expect("unrevoked")).is_empty());
@@ -218,7 +222,7 @@ fn unwritable_unrevocation_is_revoked_again_after_a_restart() {
 fn many_unwritable_commands_are_written_as_a_whole_list() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    revocations.mark_and_swap(&publisher, active(2, 1));
+    revocations.mark_and_swap(active(2, 1));
     let path = block(&directory);
     for _ in 0..1_200 {
         revocations.revoke(key(0), 0).expect("in force");
@@ -352,13 +356,13 @@ fn file_is_compacted() {
 fn command_while_a_snapshot_is_marked_applies_to_it() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    revocations.mark_and_swap(&publisher, active(3, 1));
+    revocations.mark_and_swap(active(3, 1));
     revocations.revoke(key(0), 0).expect("revoked");
     let next = active(3, 2);
     revocations.mark_before_swap(&next);
     revocations.unrevoke(key(0), 0).expect("unrevoked");
     revocations.revoke(key(1), 0).expect("revoked");
-    revocations.mark_changed_and_swap(&publisher, next);
+    revocations.mark_changed(&next).finish(next);
     assert_eq!([0, 1, 2].map(|number| is_revoked(&publisher, number)), [false, true, false]);
 }
 
@@ -369,7 +373,7 @@ fn no_command_is_lost_between_two_snapshots() {
     const KEYS: u32 = 300;
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    revocations.mark_and_swap(&publisher, active(KEYS, 1));
+    revocations.mark_and_swap(active(KEYS, 1));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -377,7 +381,7 @@ fn no_command_is_lost_between_two_snapshots() {
             while !done.load(Ordering::Acquire) {
                 generation += 1;
                 let next = active(KEYS, generation);
-                revocations.mark_and_swap(&publisher, Arc::clone(&next));
+                revocations.mark_and_swap(Arc::clone(&next));
                 assert_eq!(reconcile(&revocations, &next, Retention::For(Duration::ZERO)), (0, 0));
             }
         });

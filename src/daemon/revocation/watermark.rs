@@ -30,6 +30,10 @@ pub(super) const NAME: &str = "revocations.seq";
 /// The size of the file. It is written in place, in one sector, and padded with blanks.
 const SIZE: usize = 256;
 
+/// Maximum length of the file that is read. Only an id that no daemon has written makes it longer
+/// than [`SIZE`].
+const MAX_BYTES: u64 = 4 << 10;
+
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,7 +64,7 @@ pub(super) enum StoredRecord {
 /// # Errors
 /// When the file exists and cannot be read.
 pub(super) fn read(path: &Path) -> Result<StoredRecord, FileError> {
-    let Some(content) = state::read(path)? else { return Ok(StoredRecord::Missing) };
+    let Some(content) = state::read(path, MAX_BYTES)? else { return Ok(StoredRecord::Missing) };
     Ok(match serde_json::from_slice(&content) {
         Ok(mark) => StoredRecord::Valid(mark),
         Err(error) => StoredRecord::Damaged(error.to_string()),

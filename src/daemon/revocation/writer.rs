@@ -16,7 +16,7 @@ use super::line::Line;
 use super::list::List;
 use super::list_file::{self, ListFile};
 use super::watermark::{self, ListClock};
-use keyward_state::{FileError, StateDir, WriteHealth, time};
+use keyward_state::{FileError, Generations, StateDir, WriteHealth, time};
 
 /// How long a command waits for the disk. It is less than the deadline of the command line.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -99,6 +99,7 @@ impl Writer {
         directory: Arc<StateDir>,
         file: ListFile,
         list: Arc<RwLock<List>>,
+        generations: Generations,
         unwritten: Option<&FileError>,
     ) -> io::Result<Self> {
         if let Some(error) = unwritten {
@@ -112,6 +113,7 @@ impl Writer {
             directory,
             file,
             list,
+            generations,
             shared: Arc::clone(&shared),
             unwritten: Vec::new(),
             retry: unwritten.map(|_| FIRST_RETRY),
@@ -220,6 +222,8 @@ struct WriterThread {
     directory: Arc<StateDir>,
     file: ListFile,
     list: Arc<RwLock<List>>,
+    /// The numbers that commands take.
+    generations: Generations,
     shared: Arc<WriteQueue>,
     /// Lines that are not written yet.
     unwritten: Vec<Queued>,
@@ -247,6 +251,10 @@ impl WriterThread {
             if is_ending {
                 self.finish();
                 return;
+            }
+            // Ahead of the commands, which do not wait for it.
+            if self.generations.is_low() {
+                self.generations.reserve();
             }
         }
     }

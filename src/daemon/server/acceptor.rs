@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,9 +12,10 @@ use keyward_protocol::{ErrorCode, ProtocolError};
 use tracing::{info, warn};
 
 use crate::audit::{Audit, Peer, Socket};
-use crate::config::Clients;
+use crate::config::{Adjusters, Clients};
 use crate::log_limit::LogLimit;
 use crate::server::connection_limits::{LimitReached, OpenConnections};
+use crate::server::listener::shut_down;
 use crate::server::listening_socket::ListeningSocket;
 use crate::server::worker::{AssignedConnection, Worker};
 
@@ -26,6 +27,7 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 pub(super) struct Acceptor {
     workers: Arc<[Worker]>,
     clients: Clients,
+    adjusters: Adjusters,
     open: OpenConnections,
     refusals: Arc<RefusalCounters>,
     audit: Audit,
@@ -33,15 +35,16 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts connections of `clients`, up to the limits of `open`.
+    /// Accepts connections of `clients`, up to the limits of `open`. `adjusters` may send more than
+    /// VERIFY.
     pub(super) fn new(
         workers: Arc<[Worker]>,
-        clients: Clients,
+        (clients, adjusters): (Clients, Adjusters),
         open: OpenConnections,
         refusals: Arc<RefusalCounters>,
         audit: Audit,
     ) -> Self {
-        Self { workers, clients, open, refusals, audit, log_limit: LogLimit::default() }
+        Self { workers, clients, adjusters, open, refusals, audit, log_limit: LogLimit::default() }
     }
 
     /// Accepts connections forever. When the process has no descriptor left, the next connection is
@@ -71,8 +74,31 @@ impl Acceptor {
         }
     }
 
+    /// Shuts the socket down, unless systemd owns it, and admits the connections in its backlog: the
+    /// workers tell them that the daemon is shutting down. To be called when nothing else accepts
+    /// from the socket.
+    pub(super) fn close(&self, socket: &ListeningSocket) {
+        socket.shut_down();
+        let mut has_descriptors = true;
+        while let Some(accepted) = socket.accept_pending() {
+            match accepted {
+                Ok(stream) if has_descriptors => self.admit(stream),
+                Ok(stream) => reject(stream.into_std(), ProtocolError::new(ErrorCode::ShuttingDown, 0, 0)),
+                Err(error) if is_connection_error(&error) => {}
+                Err(error) => {
+                    self.count_system_error("cannot accept the last connections", &error);
+                    has_descriptors = false;
+                    // The reserve is released once, and is enough for one connection at a time.
+                    if !socket.release_reserve() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
     /// Assigns a connection to the worker with the fewest connections, or rejects it.
-    pub(super) fn admit(&self, stream: tokio::net::UnixStream) {
+    fn admit(&self, stream: tokio::net::UnixStream) {
         let peer = match stream.peer_cred() {
             Ok(peer) => peer,
             Err(error) => return self.count_system_error("cannot read the credentials of a peer", &error),
@@ -102,7 +128,8 @@ impl Acceptor {
         };
         if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open_connections()) {
             worker.counters.count_connection();
-            worker.assign(AssignedConnection { stream, guard });
+            let permissions = self.adjusters.permissions(uid);
+            worker.assign(AssignedConnection { stream, permissions, guard });
         }
     }
 
@@ -131,6 +158,17 @@ impl Acceptor {
 fn too_many_connections(limit: usize) -> ProtocolError {
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
     ProtocolError::new(ErrorCode::TooManyConnections, limit, 0)
+}
+
+/// Shuts a socket down that no connections were accepted from, and tells the clients in its backlog
+/// that the daemon is shutting down.
+pub(super) fn dismiss_backlog(socket: &UnixListener) {
+    if socket.set_nonblocking(true).is_ok() {
+        shut_down(socket);
+        while let Ok((stream, _)) = socket.accept() {
+            reject(Ok(stream), ProtocolError::new(ErrorCode::ShuttingDown, 0, 0));
+        }
+    }
 }
 
 /// Sends an ERROR as far as the socket takes it at once, and closes the connection.

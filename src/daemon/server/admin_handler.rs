@@ -10,29 +10,31 @@ use std::time::Instant;
 use keyward_protocol::Verdict;
 use tokio::sync::oneshot;
 
-use crate::admin::message::{
-    self, Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reload, Reply, Revoked, Status, Version,
-};
 use crate::admin::{CommandHandler, Peer};
 use crate::audit::{self, Audit, Event, Socket};
+use crate::balances::{BalanceError, BalanceSource};
 use crate::clock::Clock;
 use crate::log::Log;
 use crate::publish::{Epochs, SnapshotReader};
 use crate::reload::{CheckRequest, History, LastGoodStore, Outcome, Trigger};
-use crate::revocation::{CommandOutcome, Durability, Revocations, RevokeError, Target};
+use crate::revocation::{CommandOutcome, Revocations, RevokeError, Target};
 use crate::server::acceptor::RefusalCounters;
 use crate::server::listening_socket::ListeningSocket;
 use crate::server::messages;
 use crate::server::worker::Worker;
 use crate::usage::{Usage, UsageQuery};
+use keyward_admin::message::{
+    self, Command, KeyBalances, LATEST_REVOCATIONS, LimitBalance, REVOCATIONS_PER_PAGE, Reload, Reply,
+    Revoked, Status, Version,
+};
 use keyward_engine::record::Quoted;
 use keyward_state::{WriteHealth, time};
 
 #[cfg(test)]
 mod tests;
 
-/// Access to all parts of the daemon. It changes only the queue of reloads and the list of
-/// revocations.
+/// Access to all parts of the daemon. It changes only the queue of reloads, the list of revocations,
+/// and balances.
 pub(super) struct AdminHandler {
     pub(super) workers: Arc<[Worker]>,
     pub(super) refusals: Arc<RefusalCounters>,
@@ -43,6 +45,7 @@ pub(super) struct AdminHandler {
     pub(super) last_good: Option<LastGoodStore>,
     pub(super) trigger: SyncSender<Trigger>,
     pub(super) audit: Audit,
+    pub(super) balances: BalanceSource,
     pub(super) usage: Usage,
     pub(super) health: WriteHealth,
     pub(super) clock: Clock,
@@ -61,6 +64,9 @@ impl CommandHandler for AdminHandler {
             Command::Revoke(target) => self.edit_revocations(target, peer, Edit::Revoke).await,
             Command::Unrevoke(target) => self.edit_revocations(target, peer, Edit::Unrevoke).await,
             Command::Revocations { after } => self.list_revocations(after).await,
+            Command::Balance { key_id } => self.balance(key_id).await,
+            Command::ResetBalance { key_id, limit } => self.reset_balance(key_id, limit, peer).await,
+            Command::ResetCalendar => self.reset_calendar(peer).await,
             Command::Version => Version::current().into(),
         }
     }
@@ -129,12 +135,14 @@ impl AdminHandler {
             Err(error) => return Reply::error(error.to_string()),
         };
         let (revocations, audit) = (Arc::clone(&self.revocations), self.audit.clone());
+        let marking = Arc::clone(&self.revocations);
         let changed = tokio::task::spawn_blocking(move || {
             let change = match edit {
                 Edit::Revoke => revocations.revoke(target.clone(), peer.uid),
                 Edit::Unrevoke => revocations.unrevoke(target.clone(), peer.uid),
             }?;
             if !change.unchanged {
+                audit.set_generation(change.generation);
                 let event = revocation_event(&target, &change, peer);
                 audit.record(&match edit {
                     Edit::Revoke => Event::Revoke(event),
@@ -150,14 +158,53 @@ impl AdminHandler {
             Err(_) => return shutting_down(),
         };
         self.epochs.wait_passed(change.epoch).await;
+        // Nothing waits for its end: the change is in force.
+        drop(tokio::task::spawn_blocking(move || marking.mark_passed()));
         let CommandOutcome { unchanged: already, keys, revoked, generation, durability, .. } = change;
-        let not_durable = match durability {
-            Durability::Durable => None,
-            Durability::NotDurable(reason) => Some(reason.to_string()),
-        };
+        let not_durable = messages::not_durable(durability);
         let durable = not_durable.is_none();
         message::Revocation { target: requested, already, keys, revoked, generation, durable, not_durable }
             .into()
+    }
+
+    async fn balance(&self, key_id: String) -> Reply {
+        let balances = self.balances.clone();
+        match tokio::task::spawn_blocking(move || balances.of_key(&key_id)).await {
+            Ok(Ok(balances)) => balances.into(),
+            Ok(Err(error)) => Reply::error(error.to_string()),
+            Err(_) => shutting_down(),
+        }
+    }
+
+    /// Resets balances, and answers once the audit trail has it. Every charge since then sees them.
+    async fn reset_balance(&self, key_id: String, limit: Option<String>, peer: Peer) -> Reply {
+        let (balances, audit) = (self.balances.clone(), self.audit.clone());
+        let reset = tokio::task::spawn_blocking(move || {
+            let reset = balances.reset(&key_id, limit.as_deref())?;
+            let event = |limit| balance_event(&reset, limit, peer);
+            audit.record_all(&reset.limits.iter().map(event).collect::<Vec<_>>());
+            Ok::<KeyBalances, BalanceError>(reset)
+        });
+        match reset.await {
+            Ok(Ok(balances)) => balances.into(),
+            Ok(Err(error)) => Reply::error(error.to_string()),
+            Err(_) => shutting_down(),
+        }
+    }
+
+    async fn reset_calendar(&self, peer: Peer) -> Reply {
+        // A worker that has read the clock before it was set back would move the calendar forward
+        // again. It does not use such a reading once it has passed a later epoch.
+        self.epochs.wait_passed(self.epochs.advance()).await;
+        let (balances, audit) = (self.balances.clone(), self.audit.clone());
+        let reset = tokio::task::spawn_blocking(move || {
+            let reset = balances.set_calendar_back();
+            if reset.ahead_s > 0 {
+                audit.record(&Event::CalendarReset { ahead_s: reset.ahead_s, moved: reset.moved, peer });
+            }
+            reset
+        });
+        reset.await.map_or_else(|_| shutting_down(), Reply::from)
     }
 
     async fn list_revocations(&self, after: Option<message::Target>) -> Reply {
@@ -170,7 +217,7 @@ impl AdminHandler {
         let page = self.read_revocations(move |revocations| {
             let (total, entries) = revocations.page(after.as_ref(), REVOCATIONS_PER_PAGE + 1);
             let more = entries.len() > REVOCATIONS_PER_PAGE;
-            let entries = entries.into_iter().take(REVOCATIONS_PER_PAGE).map(Revoked::from).collect();
+            let entries = entries.into_iter().take(REVOCATIONS_PER_PAGE).map(messages::revoked).collect();
             message::Revocations { total, entries, more }
         });
         page.await.map_or_else(|error| error, Reply::from)
@@ -189,7 +236,7 @@ impl AdminHandler {
     async fn status(&self) -> Reply {
         let latest = self.read_revocations(|revocations| {
             let (total, entries) = revocations.latest(LATEST_REVOCATIONS);
-            (total, entries.into_iter().map(Revoked::from).collect())
+            (total, entries.into_iter().map(messages::revoked).collect())
         });
         match latest.await {
             Ok((total, latest)) => self.status_with(total, latest).into(),
@@ -198,9 +245,13 @@ impl AdminHandler {
     }
 
     fn status_with(&self, revocations_total: usize, revocations: Vec<Revoked>) -> Status {
-        let snapshot = self.snapshots.current();
+        let published = self.snapshots.published();
+        let snapshot = published.as_ref().map(|published| published.snapshot());
         let now = self.clock.now();
         let age = snapshot.as_ref().map(|snapshot| snapshot.meta().source_age(now).into());
+        let (set_aside, takeaways) = (self.history.set_aside(), self.history.takeaways());
+        let mut withheld = messages::withheld(set_aside.as_deref(), takeaways.as_ref());
+        messages::set_takeaway_durability(withheld.as_mut(), self.last_good.as_ref());
         let stale = snapshot.as_ref().is_some_and(|snapshot| snapshot.meta().is_stale(now));
         let sum = |count: fn(&Worker) -> u64| self.workers.iter().map(count).sum();
         let verdicts: BTreeMap<String, u64> = Verdict::all()
@@ -212,7 +263,8 @@ impl AdminHandler {
         Status {
             ready: snapshot.is_some() && !stale,
             stale,
-            generation: snapshot.as_ref().map_or(0, |snapshot| snapshot.generation()),
+            generation: published.as_ref().map_or(0, |published| published.generation()),
+            table_generation: snapshot.map_or(0, |snapshot| snapshot.table_generation()),
             keys: snapshot.as_ref().map_or(0, |snapshot| snapshot.len()),
             buckets: self.history.buckets(),
             source: self.history.source().display().to_string(),
@@ -221,13 +273,11 @@ impl AdminHandler {
             configuration_refused: self.history.configuration_refused(),
             last_accepted: self.history.last_accepted().map(|outcome| self.reload_report(&outcome)),
             last_good: self.last_good.as_ref().map(|last_good| last_good.status().into()),
-            withheld: messages::withheld(
-                self.history.set_aside().as_deref(),
-                self.history.takeaways().as_ref(),
-            ),
-            unwritten: self.health.unwritten().into_iter().map(Into::into).collect(),
+            withheld,
+            unwritten: self.health.unwritten().into_iter().map(messages::unwritten).collect(),
             revocations,
             revocations_total,
+            calendar_ahead_s: self.balances.calendar_ahead_s(),
             sockets: self.sockets.iter().map(|socket| (socket.name().to_owned(), socket.status())).collect(),
             log: self.log.health().into(),
             connections: self.workers.iter().map(Worker::open_connections).sum(),
@@ -235,6 +285,7 @@ impl AdminHandler {
             refused_connections: self.refusals.by_reason(),
             verdicts,
             refunds: sum(|worker| worker.counters.refunds()),
+            debits: sum(|worker| worker.counters.debits()),
             errors: sum(|worker| worker.counters.errors()),
             uptime_s: self.started.elapsed().as_secs(),
             workers: self.workers.len(),
@@ -244,7 +295,7 @@ impl AdminHandler {
     }
 
     fn reload_report(&self, outcome: &Outcome) -> Reload {
-        messages::reload(outcome, self.snapshots.current().as_deref())
+        messages::reload(outcome, self.snapshots.published().as_deref(), self.last_good.as_ref())
     }
 }
 
@@ -266,6 +317,16 @@ fn revocation_event<'a>(target: &'a Target, change: &CommandOutcome, peer: Peer)
         revoked: change.revoked,
         peer,
     }
+}
+
+fn balance_event<'a>(reset: &'a KeyBalances, limit: &'a LimitBalance, peer: Peer) -> Event<'a> {
+    Event::BalanceReset(audit::BalanceReset {
+        key_id: &reset.key_id,
+        owner: limit.owner.as_deref(),
+        limit: &limit.name,
+        balance: limit.before.unwrap_or(limit.balance),
+        peer,
+    })
 }
 
 fn shutting_down() -> Reply {

@@ -3,11 +3,10 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::task::spawn_local;
 use tracing::{error, info, warn};
 
 use crate::admin;
@@ -18,9 +17,13 @@ use crate::server::acceptor::{Acceptor, RefusalCounters};
 use crate::server::admin_handler::AdminHandler;
 use crate::server::listening_socket::ListeningSocket;
 use crate::server::signals::SignalAction;
-use crate::server::startup::{Daemon, UNSENT_ANSWER_TIMEOUT};
+use crate::server::startup::Daemon;
 use crate::server::worker::Worker;
 use crate::systemd;
+
+/// How long the end waits for workers that do not close their connections, or do not stop charging.
+/// It takes them milliseconds, unless they get no processor time.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often the drain checks whether connections are still open.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -38,7 +41,7 @@ pub(super) async fn serve(
     let limits = daemon.open_connections.limits();
     let acceptor = Rc::new(Acceptor::new(
         Arc::clone(&daemon.workers),
-        daemon.config.server.clients.clone(),
+        (daemon.config.server.clients.clone(), daemon.config.server.adjusters.clone()),
         daemon.open_connections,
         Arc::clone(&refusals),
         daemon.recorders.audit.clone(),
@@ -55,6 +58,7 @@ pub(super) async fn serve(
         last_good: daemon.recorders.last_good,
         trigger: daemon.reload.trigger.clone(),
         audit: daemon.recorders.audit,
+        balances: daemon.balance_source,
         usage: daemon.recorders.usage.clone(),
         health: daemon.recorders.health,
         clock: daemon.clock,
@@ -64,7 +68,8 @@ pub(super) async fn serve(
     };
     let admin_uids = daemon.config.server.admin_uids.clone();
     let admin_task = spawn_local(serve_admin(Rc::clone(&admin), admin_uids, Rc::new(handler)));
-    let watch_tasks = [&verify, &admin].map(|socket| spawn_local(Rc::clone(socket).watch_file()));
+    let [verify_watch, admin_watch] =
+        [&verify, &admin].map(|socket| spawn_local(Rc::clone(socket).watch_file()));
 
     info!(
         socket = %daemon.config.server.socket.as_path().display(),
@@ -84,21 +89,29 @@ pub(super) async fn serve(
     accept_task.abort();
     // Waits for the end of the task. The result says only that it was aborted.
     let _ = accept_task.await;
+    // It would bind the socket again if its file were removed now.
+    verify_watch.abort();
     // Connections in the backlog of an adopted socket are accepted by the next daemon. The daemon's
     // own socket has no next daemon.
-    verify.take_backlog().into_iter().for_each(|stream| acceptor.admit(stream));
-    daemon.draining.send_replace(true);
-    drain(&daemon.workers, daemon.config.server.drain_timeout).await;
-    // The last save would miss later charges, so remaining connections are not answered any
-    // more.
-    daemon.closed.store(true, Ordering::Release);
+    acceptor.close(&verify);
+    daemon.shutdown.drain();
+    if !drain(&daemon.workers, daemon.config.server.drain_timeout).await {
+        warn!(
+            open = open_connections(&daemon.workers),
+            "server.drain_timeout has passed; the requests that remain are not answered"
+        );
+    }
+    // The last save would miss later charges, so remaining requests are not answered any more.
+    daemon.shutdown.close();
     let closed = daemon.epochs.wait_passed(daemon.epochs.advance());
-    if tokio::time::timeout(2 * UNSENT_ANSWER_TIMEOUT, closed).await.is_err() {
+    if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
         warn!("a worker has not stopped in time; what it still charges is not saved");
     }
+    // Connections no longer wait for their peers.
+    drain(&daemon.workers, CLOSE_TIMEOUT).await;
     tokio::join!(daemon.recorders.usage.stop(), daemon.balances.stop());
     admin_task.abort();
-    watch_tasks.iter().for_each(JoinHandle::abort);
+    admin_watch.abort();
     match daemon.revocations.not_durable() {
         0 => {}
         entries => {
@@ -151,17 +164,19 @@ async fn serve_admin(socket: Rc<ListeningSocket>, admin_uids: Box<[u32]>, handle
     admin::serve(accept, admin_uids, handler).await;
 }
 
-/// Waits until the workers have no connections, at most for `timeout`.
-async fn drain(workers: &[Worker], timeout: Duration) {
+/// Waits until the workers have no connections, at most for `timeout`. Returns whether they have
+/// none.
+async fn drain(workers: &[Worker], timeout: Duration) -> bool {
     let deadline = Instant::now() + timeout;
-    while workers.iter().any(|worker| worker.open_connections() > 0) {
+    while open_connections(workers) > 0 {
         if Instant::now() >= deadline {
-            let open: usize = workers.iter().map(Worker::open_connections).sum();
-            return warn!(
-                open,
-                "server.drain_timeout has passed; the remaining connections are closed unanswered"
-            );
+            return false;
         }
         tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
     }
+    true
+}
+
+fn open_connections(workers: &[Worker]) -> usize {
+    workers.iter().map(Worker::open_connections).sum()
 }

@@ -1,11 +1,12 @@
 //! A listening socket, bound by the daemon or adopted from systemd.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{PermissionsExt, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
+use rustix::net::Shutdown;
 
 use crate::config::{Group, GroupError};
 use crate::server::socket_file::{FileId, SocketFile, SocketLock, remove_leftover};
@@ -64,6 +65,13 @@ pub enum ListenError {
     Group { path: PathBuf, source: GroupError },
 }
 
+impl ListenError {
+    /// Whether this user may not see what it is about.
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 impl ListenerSpec {
     /// A socket at `path` with permissions `mode`.
     ///
@@ -92,12 +100,18 @@ impl Listener {
         Ok(Self { socket, bound: Some(BoundSocket { spec, file, lock }) })
     }
 
-    /// The connections in the backlog. To be called inside a runtime, once the socket is
-    /// [registered](register).
-    pub(super) fn backlog(&self) -> impl Iterator<Item = tokio::net::UnixStream> {
-        std::iter::from_fn(|| self.socket.accept().ok()).filter_map(|(stream, _)| {
-            stream.set_nonblocking(true).ok()?;
-            tokio::net::UnixStream::from_std(stream).ok()
+    /// Accepts a connection of the backlog. `None`: there is none. To be called inside a runtime,
+    /// once the socket is [registered](register).
+    pub(super) fn accept_pending(&self) -> Option<io::Result<tokio::net::UnixStream>> {
+        let accepted = match self.socket.accept() {
+            // The latter: the socket is shut down.
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::InvalidInput) => None,
+            accepted => Some(accepted),
+        };
+        accepted.map(|accepted| {
+            let (stream, _) = accepted?;
+            stream.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(stream)
         })
     }
 }
@@ -121,6 +135,13 @@ impl Drop for BoundSocket {
     fn drop(&mut self) {
         self.file.remove();
     }
+}
+
+/// Refuses further connections to a listening socket (ECONNREFUSED), in all processes that have it.
+/// Those in its backlog can still be accepted.
+pub(super) fn shut_down(socket: &UnixListener) {
+    // If it fails, connections that arrive before the socket is closed are reset.
+    let _ = rustix::net::shutdown(socket, Shutdown::Read);
 }
 
 /// Registers the socket with the current runtime.

@@ -20,9 +20,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tracing::{error, warn};
 
-use crate::admin::message::SocketStatus;
-use crate::server::listener::{ListenError, Listener, register};
+use crate::server::listener::{ListenError, Listener, register, shut_down};
 use crate::server::socket_file::FileId;
+use keyward_admin::message::SocketStatus;
 
 /// How often the file is checked, and therefore how long clients cannot connect after it was
 /// removed.
@@ -108,7 +108,7 @@ impl ListeningSocket {
     /// Accepts a connection with the reserve descriptor, without waiting. To be called when the
     /// process has no other descriptor left. `None`: the backlog is empty.
     pub(super) async fn accept_with_reserve(&self) -> Option<io::Result<UnixStream>> {
-        drop(self.reserve.take());
+        self.release_reserve();
         let socket = Rc::clone(&self.socket.borrow());
         match poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await {
             Poll::Ready(accepted) => Some(accepted.map(|(stream, _)| stream)),
@@ -124,13 +124,26 @@ impl ListeningSocket {
         }
     }
 
-    /// The connections in the backlog that no other process can accept.
-    pub(super) fn take_backlog(&self) -> Vec<UnixStream> {
-        let mut backlog: Vec<_> = self.inherited.take().into();
+    /// Refuses further connections, unless systemd owns the socket.
+    pub(super) fn shut_down(&self) {
         if !self.is_adopted() {
-            backlog.extend(self.listener.borrow().backlog());
+            shut_down(&self.listener.borrow().socket);
         }
-        backlog
+    }
+
+    /// Accepts a connection that no other process can accept, without waiting. `None`: there is
+    /// none.
+    pub(super) fn accept_pending(&self) -> Option<io::Result<UnixStream>> {
+        if let Some(stream) = self.inherited.borrow_mut().pop_front() {
+            return Some(Ok(stream));
+        }
+        if self.is_adopted() { None } else { self.listener.borrow().accept_pending() }
+    }
+
+    /// Closes the reserve descriptor, which is then free for a connection. Returns whether there was
+    /// one.
+    pub(super) fn release_reserve(&self) -> bool {
+        self.reserve.take().is_some()
     }
 
     /// Whether systemd opened the socket, and keeps it open when the daemon ends.
@@ -186,7 +199,9 @@ impl ListeningSocket {
             }
         };
         *self.file_id.borrow_mut() = Some(bound.file.id);
-        self.inherited.borrow_mut().extend(listener.backlog());
+        shut_down(&listener.socket);
+        let backlog = std::iter::from_fn(|| listener.accept_pending()).map_while(Result::ok);
+        self.inherited.borrow_mut().extend(backlog);
         listener.socket = socket;
         *self.socket.borrow_mut() = Rc::new(registered);
         self.replaced.notify_one();

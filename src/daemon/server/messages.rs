@@ -3,27 +3,30 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::admin::message::{
+use crate::log;
+use crate::publish::Published;
+use crate::reload::last_good::LastGoodStatus;
+use crate::reload::{
+    Evaluation, LastGoodStore, NAMED_KEYS, Outcome, Preview, ReloadError, SetAside, TakeawayReport,
+};
+use crate::revocation::{self, Durability};
+use keyward_admin::message::{
     AccessExamples, Check, CheckDiff, Diagnostic, Diagnostics, Example, Examples, LastGood, LogStatus,
     Reload, Revoked, Target, Unwritten, Withheld,
 };
-use crate::log;
-use crate::reload::last_good::LastGoodStatus;
-use crate::reload::{Evaluation, NAMED_KEYS, Outcome, Preview, ReloadError, SetAside, TakeawayReport};
-use crate::revocation;
-use keyward_engine::snapshot::{Diff, Snapshot};
+use keyward_engine::snapshot::Diff;
 use keyward_source::{self as source, Column};
 use keyward_state as state;
 
 impl From<&Preview> for Check {
     fn from(preview: &Preview) -> Self {
         let Preview { source, generation, serving, took, result, takeaways } = preview;
-        let diagnostics = result.as_ref().err().and_then(ReloadError::diagnostics).map(Into::into);
+        let found = result.as_ref().err().and_then(ReloadError::diagnostics);
         let set_aside = result.as_ref().ok().and_then(|evaluation| evaluation.set_aside.as_ref());
         Self {
             source: source.display().to_string(),
             error: result.as_ref().err().map(ToString::to_string),
-            diagnostics,
+            diagnostics: found.map(diagnostics),
             withheld: withheld(set_aside, takeaways.as_ref()),
             diff: result.as_ref().ok().map(|evaluation| diff(evaluation, *generation, *serving)),
             took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
@@ -42,7 +45,7 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) ->
             unreadable_rows: *unreadable,
             set_aside: *keys,
             set_aside_keys: texts(first),
-            diagnostics: retained.map(Diagnostic::from).collect(),
+            diagnostics: retained.map(diagnostic).collect(),
             ..withheld
         };
     }
@@ -52,6 +55,23 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) ->
         withheld.takeaways_refused = refused.clone();
     }
     (withheld != Withheld::default()).then_some(withheld)
+}
+
+/// Why a change is not durable.
+pub(super) fn not_durable(durability: Durability) -> Option<String> {
+    match durability {
+        Durability::Durable => None,
+        Durability::NotDurable(reason) => Some(reason.to_string()),
+    }
+}
+
+/// States whether the takeaways in `withheld` survive a restart.
+pub(super) fn set_takeaway_durability(withheld: Option<&mut Withheld>, last_good: Option<&LastGoodStore>) {
+    if let Some((withheld, last_good)) = withheld.zip(last_good)
+        && withheld.taken_away > 0
+    {
+        withheld.takeaways_not_durable = not_durable(last_good.takeaway_durability());
+    }
 }
 
 /// The effect of publishing `evaluation` in place of `serving` keys, which belong to `generation`,
@@ -73,40 +93,56 @@ pub fn diff(evaluation: &Evaluation, generation: u64, serving: usize) -> CheckDi
 
 /// The report of a reload, as of now. `in_force` is what is served: a refused reload does not
 /// change it.
-pub(super) fn reload(outcome: &Outcome, in_force: Option<&Snapshot>) -> Reload {
+pub(super) fn reload(
+    outcome: &Outcome,
+    in_force: Option<&Published>,
+    last_good: Option<&LastGoodStore>,
+) -> Reload {
     let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
     let age_s = outcome.at.elapsed().as_secs();
     match &outcome.result {
-        Ok(accepted) => Reload {
-            accepted: true,
-            generation: accepted.generation,
-            keys: accepted.keys,
-            changes: Some(accepted.diff.counts()),
-            examples: (&accepted.diff.examples).into(),
-            withheld: withheld(accepted.set_aside.as_deref(), None),
-            error: None,
-            stale: accepted.stale.as_ref().map(ToString::to_string),
-            unchanged: accepted.diff.is_unchanged(),
-            revocations_agreed: accepted.revocations_confirmed,
-            revocations_conflicting: accepted.revocations_conflicting,
-            took_ms,
-            age_s,
-        },
-        Err(failure) => Reload {
-            accepted: false,
-            generation: in_force.map_or(0, Snapshot::generation),
-            keys: in_force.map_or(0, Snapshot::len),
-            changes: failure.diff().map(Diff::counts),
-            examples: failure.diff().map(|diff| (&diff.examples).into()).unwrap_or_default(),
-            withheld: withheld(None, outcome.takeaways.as_ref()),
-            error: Some(failure.to_string()),
-            stale: None,
-            unchanged: false,
-            revocations_agreed: 0,
-            revocations_conflicting: 0,
-            took_ms,
-            age_s,
-        },
+        Ok(accepted) => {
+            let not_durable = last_good.map(LastGoodStore::durability).and_then(not_durable);
+            Reload {
+                accepted: true,
+                generation: accepted.generation,
+                keys: accepted.keys,
+                changes: Some(accepted.diff.counts()),
+                examples: access_examples(&accepted.diff.examples),
+                withheld: withheld(accepted.set_aside.as_deref(), None),
+                error: None,
+                stale: accepted.stale.as_ref().map(ToString::to_string),
+                unchanged: accepted.diff.is_unchanged(),
+                revocations_agreed: accepted.revocations_confirmed,
+                revocations_conflicting: accepted.revocations_conflicting,
+                durable: not_durable.is_none(),
+                not_durable,
+                took_ms,
+                age_s,
+            }
+        }
+        Err(failure) => {
+            let mut withheld = withheld(None, outcome.takeaways.as_ref());
+            set_takeaway_durability(withheld.as_mut(), last_good);
+            let not_durable = withheld.as_ref().and_then(|withheld| withheld.takeaways_not_durable.clone());
+            Reload {
+                accepted: false,
+                generation: in_force.map_or(0, Published::generation),
+                keys: in_force.map_or(0, |published| published.snapshot().len()),
+                changes: failure.diff().map(Diff::counts),
+                examples: failure.diff().map(|diff| access_examples(&diff.examples)).unwrap_or_default(),
+                withheld,
+                error: Some(failure.to_string()),
+                stale: None,
+                unchanged: false,
+                revocations_agreed: 0,
+                revocations_conflicting: 0,
+                durable: not_durable.is_none(),
+                not_durable,
+                took_ms,
+                age_s,
+            }
+        }
     }
 }
 
@@ -128,31 +164,29 @@ impl From<LastGoodStatus> for LastGood {
     }
 }
 
-impl From<(revocation::Target, revocation::RevocationRecord)> for Revoked {
-    fn from((target, record): (revocation::Target, revocation::RevocationRecord)) -> Self {
-        Self {
-            target: Target {
-                key_id: target.key_id().map(str::to_owned),
-                owner: target.owner().map(str::to_owned),
-            },
-            when: record.when.to_string(),
-            by_uid: record.by_uid,
-            durable: record.durable,
-            agreed_since: record.confirmed_since().map(|since| since.to_string()),
-            conflict_since: record.conflict_since().map(|since| since.to_string()),
-        }
+/// An entry of the list of revocations.
+pub(super) fn revoked((target, record): (revocation::Target, revocation::RevocationRecord)) -> Revoked {
+    Revoked {
+        target: Target {
+            key_id: target.key_id().map(str::to_owned),
+            owner: target.owner().map(str::to_owned),
+        },
+        when: record.when.to_string(),
+        by_uid: record.by_uid,
+        durable: record.durable,
+        agreed_since: record.confirmed_since().map(|since| since.to_string()),
+        conflict_since: record.conflict_since().map(|since| since.to_string()),
     }
 }
 
-impl From<state::Unwritten> for Unwritten {
-    fn from(unwritten: state::Unwritten) -> Self {
-        Self {
-            file: unwritten.file.into(),
-            since: unwritten.since.to_string(),
-            since_s: unwritten.lasting.as_secs(),
-            error: unwritten.error,
-            dropped: unwritten.dropped,
-        }
+/// A file that cannot be written.
+pub(super) fn unwritten(unwritten: state::Unwritten) -> Unwritten {
+    Unwritten {
+        file: unwritten.file.into(),
+        since: unwritten.since.to_string(),
+        since_s: unwritten.lasting.as_secs(),
+        error: unwritten.error,
+        dropped: unwritten.dropped,
     }
 }
 
@@ -162,38 +196,33 @@ impl From<log::Health> for LogStatus {
     }
 }
 
-impl From<&Examples> for AccessExamples {
-    fn from(examples: &Examples) -> Self {
-        let first = |examples: &[Example]| examples.iter().take(NAMED_KEYS).cloned().collect();
-        Self {
-            stopping: first(&examples.stopping),
-            starting: first(&examples.starting),
-            loosened: first(&examples.loosened),
-        }
+/// The first keys of each change.
+fn access_examples(examples: &Examples) -> AccessExamples {
+    let first = |examples: &[Example]| examples.iter().take(NAMED_KEYS).cloned().collect();
+    AccessExamples {
+        stopping: first(&examples.stopping),
+        starting: first(&examples.starting),
+        loosened: first(&examples.loosened),
     }
 }
 
-impl From<&source::Diagnostics> for Diagnostics {
-    fn from(diagnostics: &source::Diagnostics) -> Self {
-        Self {
-            total: diagnostics.total(),
-            first: diagnostics.retained().iter().map(Diagnostic::from).collect(),
-        }
-    }
+/// What is wrong with a source.
+pub fn diagnostics(diagnostics: &source::Diagnostics) -> Diagnostics {
+    Diagnostics { total: diagnostics.total(), first: diagnostics.retained().iter().map(diagnostic).collect() }
 }
 
-impl From<&source::Diagnostic> for Diagnostic {
-    fn from(diagnostic: &source::Diagnostic) -> Self {
-        let location = match diagnostic.location.column() {
-            // The message contains the name of an unknown field.
-            None | Some(Column::Unknown(_)) => Self::default(),
-            Some(Column::Numbered { number, name }) => {
-                Self { column: Some(*number), name: name.as_deref().map(str::to_owned), ..Self::default() }
-            }
-            Some(Column::Named(name)) => Self { name: Some(name.to_string()), ..Self::default() },
-            Some(Column::Byte(byte)) => Self { byte: Some(*byte), ..Self::default() },
-        };
-        let line = diagnostic.location.line();
-        Self { line, message: diagnostic.message.clone(), count: diagnostic.count, ..location }
-    }
+fn diagnostic(diagnostic: &source::Diagnostic) -> Diagnostic {
+    let location = match diagnostic.location.column() {
+        // The message contains the name of an unknown field.
+        None | Some(Column::Unknown(_)) => Diagnostic::default(),
+        Some(Column::Numbered { number, name }) => Diagnostic {
+            column: Some(*number),
+            name: name.as_deref().map(str::to_owned),
+            ..Diagnostic::default()
+        },
+        Some(Column::Named(name)) => Diagnostic { name: Some(name.to_string()), ..Diagnostic::default() },
+        Some(Column::Byte(byte)) => Diagnostic { byte: Some(*byte), ..Diagnostic::default() },
+    };
+    let line = diagnostic.location.line();
+    Diagnostic { line, message: diagnostic.message.clone(), count: diagnostic.count, ..location }
 }

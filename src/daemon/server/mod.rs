@@ -34,12 +34,14 @@ mod signals;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod socket_file;
+mod socket_preview;
 mod startup;
 mod worker;
 
 pub use listener::ListenError;
-pub use messages::{diff, withheld};
+pub use messages::{diagnostics, diff, withheld};
 pub use signals::Signals;
+pub use socket_preview::preview_sockets;
 
 /// Reads the configuration. Called at the start, and again for each reload.
 pub type LoadConfig = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
@@ -87,7 +89,12 @@ pub fn run(
         return Ok(());
     };
     // The thread sends its result unless it panics.
-    let daemon = started.map_err(|_| StartError::Panicked)??;
+    let daemon = started.map_err(|_| StartError::Panicked).flatten();
+    if daemon.is_err() {
+        rollback.dismiss_clients();
+    }
+    drop(rollback);
+    let daemon = daemon?;
     let (audit, last_good) = (daemon.recorders.audit.clone(), daemon.recorders.last_good.clone());
     let served = LocalSet::new()
         .block_on(&runtime, control::serve(daemon, async || signals.next().await, log.clone()));

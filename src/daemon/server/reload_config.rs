@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use crate::audit::{Audit, Event};
-use crate::config::{Config, ConfigError};
+use crate::config::{self, Config, ConfigError};
 use crate::reload::{ConfigLoader, Purpose, Settings};
 use crate::server::LoadConfig;
 
@@ -24,7 +24,9 @@ pub(super) fn settings(config: &Config) -> Result<Settings, ConfigError> {
 /// one of them has changed at a reload, the log names its section.
 pub(super) fn config_loader(started_with: Config, load_config: LoadConfig, audit: Audit) -> ConfigLoader {
     Box::new(move |purpose| {
-        let loaded = load_config().and_then(|config| Ok((settings(&config)?, config)));
+        let loaded = config::refuse_pipe(started_with.file.as_deref())
+            .and_then(|()| load_config())
+            .and_then(|config| Ok((settings(&config)?, config)));
         if purpose == Purpose::Reload {
             audit.record(&configuration_event(started_with.file.as_deref(), loaded.as_ref().err()));
         }

@@ -54,6 +54,9 @@ impl Signals {
             let hang_up = signal(SignalKind::hangup())?;
             let terminate = signal(SignalKind::terminate())?;
             let interrupt = signal(SignalKind::interrupt())?;
+            // With a handler, a write beyond RLIMIT_FSIZE fails instead of ending the process. The
+            // handler stays.
+            drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
             SignalReceiver { terminate, interrupt, hang_up }
         };
         Ok(Self { runtime, receiver })

@@ -4,19 +4,20 @@
 //! It runs on a thread of its own, while the main thread waits for it and for signals. SIGTERM can
 //! therefore end a start-up at any moment; [`Rollback`] undoes what has been done by then.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use crate::audit::{Audit, Event};
-use crate::balances::{self, BalanceSaver, BalanceSource};
+use crate::balances::{self, BalanceSaver, BalanceSource, LoadedBalances};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::connection::{Counters, Metrics, Shutdown, Timeouts, VerifyInputs, WorkerContext};
+use crate::connection::{
+    Counters, Metrics, Shutdown, ShutdownControl, Timeouts, VerifyInputs, WorkerContext,
+};
 use crate::log::Log;
 use crate::publish::{Epochs, Publisher, SnapshotReader, Subscription};
 use crate::reload::{History, LastGoodStore, Reloader, Settings, Trigger, trigger_channel};
@@ -37,7 +38,7 @@ use keyward_state::{self as state, Generations, StateDir, Unwritten, WriteHealth
 /// How long a reload or a revocation waits for peers to read answers that were made before it.
 /// After that their connections are closed, so that an acknowledgement does not depend on a peer
 /// that has stopped reading.
-pub(super) const UNSENT_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const UNSENT_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Permissions of the admin socket. By default only the daemon's own user and root may open it.
 /// Where `admin_uids` names other users, everyone may open it, and the credentials of the peer
@@ -66,11 +67,9 @@ pub(super) struct Daemon {
     pub(super) epochs: Epochs,
     pub(super) clock: Clock,
     pub(super) workers: Arc<[Worker]>,
-    /// Tells the workers to drain their connections.
-    pub(super) draining: watch::Sender<bool>,
-    /// Stops the workers from answering.
-    pub(super) closed: Arc<AtomicBool>,
+    pub(super) shutdown: ShutdownControl,
     pub(super) balances: BalanceSaver,
+    pub(super) balance_source: BalanceSource,
     pub(super) reload: ReloadThread,
 }
 
@@ -92,32 +91,33 @@ impl Startup {
         // Before the state directory, which another daemon may still hold: clients that connect
         // meanwhile wait for their answers.
         let sockets = Sockets::open(&config, &rollback)?;
-        let State { directory, health, revocations } = State::open(&config)?;
+        let State { directory, health, revocations, balances } = State::open(&config)?;
         let (recorders, usage_logs) =
-            Recorders::start(&config, directory.as_ref(), health, &revocations, &rollback)?;
+            Recorders::start(&config, directory.as_ref(), health, (&revocations, &balances), &rollback)?;
 
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
         // Before any answer, so that every revocation is in force from the first one on.
-        let revocations = Arc::new(Revocations::start(revocations, &publisher)?);
+        let last_generation = recorders.last_good.as_ref().map_or(0, LastGoodStore::generation);
+        let generations = Generations::open(directory.clone(), last_generation);
+        let revocations = Arc::new(Revocations::start(revocations, &publisher, generations)?);
         let settings = settings(&config)?;
         let (limiter, clock) = (Arc::new(Limiter::new()), Clock::new());
-        let (draining, drain) = watch::channel(false);
-        let closed = Arc::new(AtomicBool::new(false));
-        let shutdown = Shutdown { draining: drain, closed: Arc::clone(&closed) };
+        limiter.set_time_zone(settings.global_policy.time_zone.clone());
+        let (shutdown, worker_shutdown) = ShutdownControl::new();
         let workers =
-            start_workers(&config, &settings, subscriptions, usage_logs, &limiter, &clock, &shutdown)?;
+            start_workers(&config, &settings, subscriptions, usage_logs, &limiter, &clock, &worker_shutdown)?;
 
         let (snapshots, epochs) = (publisher.reader(), publisher.epochs());
         let allocator = Arc::new(Mutex::new(SlotAllocator::new()));
-        let last_generation = recorders.last_good.as_ref().map_or(0, LastGoodStore::generation);
-        let generations = Generations::open(directory.clone(), last_generation);
+        let pending_loss = balances.pending_loss();
         let source = BalanceSource {
             limiter: Arc::clone(&limiter),
             allocator: Arc::clone(&allocator),
             snapshots: snapshots.clone(),
             clock: clock.clone(),
+            pending_loss: pending_loss.clone(),
         };
-        let balances = BalanceSaver::start(directory, config.save_interval, source)?;
+        let balances = BalanceSaver::start(directory, balances, config.save_interval, source.clone())?;
 
         let audit = &recorders.audit;
         let reload = ReloadThread::start(Reloader {
@@ -131,7 +131,7 @@ impl Startup {
             clock: clock.clone(),
             audit: audit.clone(),
             last_good: recorders.last_good.clone(),
-            generations,
+            pending_loss,
             runtime,
         })?;
         Ok(Daemon {
@@ -144,9 +144,9 @@ impl Startup {
             epochs,
             clock,
             workers,
-            draining,
-            closed,
+            shutdown,
             balances,
+            balance_source: source,
             reload,
         })
     }
@@ -176,6 +176,7 @@ impl Sockets {
             let sockets = Self { verify: Listener::bind(verify)?, admin: Listener::bind(admin)? };
             let bound = [&sockets.verify, &sockets.admin].into_iter().filter_map(|it| it.bound.as_ref());
             effects.socket_files.extend(bound.map(|bound| bound.file.clone()));
+            effects.listener = sockets.verify.socket.try_clone().ok();
             Ok(sockets)
         })
     }
@@ -187,6 +188,7 @@ struct State {
     directory: Option<Arc<StateDir>>,
     health: WriteHealth,
     revocations: revocation::LoadedList,
+    balances: LoadedBalances,
 }
 
 impl State {
@@ -206,11 +208,10 @@ impl State {
                     %directory,
                     "the state directory is new: if there was one before, its revocations, balances and audit trail are lost"
                 );
-            } else if !balances::are_saved(used) {
-                warn!(%directory, "there are no saved balances: buckets begin full");
             }
         }
-        Ok(Self { directory, health, revocations })
+        let balances = directory.as_deref().map(balances::load).transpose()?.unwrap_or_default();
+        Ok(Self { directory, health, revocations, balances })
     }
 }
 
@@ -235,7 +236,7 @@ impl Recorders {
         config: &Config,
         directory: Option<&Arc<StateDir>>,
         health: WriteHealth,
-        revocations: &revocation::LoadedList,
+        (revocations, balances): (&revocation::LoadedList, &LoadedBalances),
         rollback: &Rollback,
     ) -> Result<(Self, Vec<usage::UsageLog>), StartError> {
         let audit = rollback.step(|effects| {
@@ -243,7 +244,7 @@ impl Recorders {
                 Some(directory) => Audit::open(directory, config.audit)?,
                 None => Audit::disabled(),
             };
-            record_start(&audit, config, revocations);
+            record_start(&audit, config, revocations, balances);
             effects.audit = Some(audit.clone());
             Ok::<_, StartError>(audit)
         })?;
@@ -259,14 +260,22 @@ impl Recorders {
     }
 }
 
-/// Records the start, the configuration and a loss of revocations that the operator has accepted.
-fn record_start(audit: &Audit, config: &Config, revocations: &revocation::LoadedList) {
+/// Records the start, the configuration, and losses that the operator has accepted.
+fn record_start(
+    audit: &Audit,
+    config: &Config,
+    revocations: &revocation::LoadedList,
+    balances: &LoadedBalances,
+) {
     let uid = rustix::process::geteuid().as_raw();
     audit.record(&Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), uid });
     audit.record(&configuration_event(config.file.as_deref(), None));
     if let Some((state::AcceptanceRecord { by_uid, at }, remaining)) = revocations.accepted_loss() {
         let at = at.to_string();
         audit.record(&Event::LostRevocationsAccepted { by_uid, at, revocations: remaining });
+    }
+    if let Some(state::AcceptanceRecord { by_uid, at }) = balances.accepted_loss() {
+        audit.record(&Event::LostBalancesAccepted { by_uid, at: at.to_string() });
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::connection::{Connection, Counters, IdleCount, WorkerContext};
+use crate::connection::{Connection, Counters, IdleCount, Permissions, WorkerContext};
 use crate::server::connection_limits::ConnectionGuard;
 
 /// A handle to a worker thread. The thread lives as long as the daemon.
@@ -27,6 +27,7 @@ pub(super) struct Worker {
 /// A connection on its way to its worker.
 pub(super) struct AssignedConnection {
     pub(super) stream: UnixStream,
+    pub(super) permissions: Permissions,
     pub(super) guard: ConnectionGuard,
 }
 
@@ -90,9 +91,10 @@ async fn serve(
     tokio::task::spawn_local(Rc::clone(&context).flush_usage());
     tokio::task::spawn_local(Rc::clone(&context).run_timers());
     tokio::task::spawn_local(Rc::clone(&context).run_turns());
-    while let Some(AssignedConnection { stream, guard }) = assigned.recv().await {
+    while let Some(AssignedConnection { stream, permissions, guard }) = assigned.recv().await {
         let open = OpenConnection(Arc::clone(&open));
-        let connection = Connection::new(stream, Arc::clone(guard.account()), Rc::clone(&context));
+        let connection =
+            Connection::new(stream, Arc::clone(guard.account()), permissions, Rc::clone(&context));
         tokio::task::spawn_local(async move {
             let _counted = (guard, open);
             match connection.serve().await {

@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use sd_notify::NotifyState;
 use tracing::warn;
 
+use keyward_engine::record::Printable;
+
 /// Maximum length of a status line in characters. systemd's datagram is one page.
 const MAX_STATUS: usize = 512;
 
@@ -33,7 +35,8 @@ pub fn stopping() {
 
 /// Sets the text that `systemctl status` shows.
 pub fn status(text: &str) {
-    update_status(|status| text.lines().next().unwrap_or_default().clone_into(&mut status.text));
+    let line = text.lines().next().unwrap_or_default();
+    update_status(|status| status.text = Printable(line).to_string());
 }
 
 /// Sets the names of the files that cannot be written, which are shown before the text.

@@ -12,10 +12,11 @@ use tracing::error;
 
 use super::Message;
 use super::log::{Event, FlushedLog, UnknownKeys};
-use super::report::{UsageQuery, UsageReport};
+use super::query::UsageQuery;
 use super::table::{Table, Walk};
 use super::writer::{Interval, Writer};
 use crate::clock::Timestamp;
+use keyward_admin::message::UsageReport;
 use keyward_state::FileError;
 
 #[cfg(test)]
@@ -54,8 +55,8 @@ struct Worker {
     spares: SyncSender<Vec<Event>>,
     /// The latest round that it has flushed for.
     round: u64,
-    /// The generation of the oldest snapshot that it may use.
-    generation: u64,
+    /// The table generation of the oldest snapshot that it may use.
+    table_generation: u64,
 }
 
 /// What to do when a round is over.
@@ -95,7 +96,8 @@ impl Collector {
         spares: Vec<SyncSender<Vec<Event>>>,
     ) -> Self {
         let since = Timestamp::now();
-        let workers = spares.into_iter().map(|spares| Worker { spares, round: 0, generation: 0 }).collect();
+        let workers =
+            spares.into_iter().map(|spares| Worker { spares, round: 0, table_generation: 0 }).collect();
         Self {
             table: Table::default(),
             interval,
@@ -150,12 +152,12 @@ impl Collector {
                 self.table.merge(&mut log);
                 self.return_buffer(log);
             }
-            Message::Flushed { worker, round, generation } => {
+            Message::Flushed { worker, round, table_generation } => {
                 if let Some(worker) = self.workers.get_mut(worker) {
                     worker.round = worker.round.max(round);
-                    worker.generation = worker.generation.max(generation);
+                    worker.table_generation = worker.table_generation.max(table_generation);
                 }
-                let oldest = self.workers.iter().map(|worker| worker.generation).min();
+                let oldest = self.workers.iter().map(|worker| worker.table_generation).min();
                 self.table.release_views_before(oldest.unwrap_or(0));
             }
             Message::Query { query, reply } => self.after_round(RoundAction::Report { query, reply }),

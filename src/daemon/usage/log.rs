@@ -7,6 +7,8 @@ use keyward_protocol::{VERDICT_LIMIT, Verdict};
 use tokio::sync::{Notify, watch};
 
 use super::{Message, QUEUED_LOGS};
+use keyward_engine::limiter::{LimitBalance, ShadowRefusals};
+use keyward_engine::snapshot::EntryNumber;
 use keyward_engine::snapshot::Snapshot;
 use keyward_engine::verify::RequestUsage;
 
@@ -25,8 +27,19 @@ pub(super) const REFUNDED: u8 = VERDICT_LIMIT;
 pub(super) const PEEKED: u8 = VERDICT_LIMIT + 1;
 /// A limit in shadow mode would have refused the request.
 pub(super) const SHADOW_LIMITED: u8 = VERDICT_LIMIT + 2;
+/// Cost was debited.
+pub(super) const DEBITED: u8 = VERDICT_LIMIT + 3;
+/// A limit was charged by a request that names costs.
+pub(super) const LIMIT_CHARGED: u8 = VERDICT_LIMIT + 4;
+/// A limit was debited.
+pub(super) const LIMIT_DEBITED: u8 = VERDICT_LIMIT + 5;
+/// A limit was refunded.
+pub(super) const LIMIT_REFUNDED: u8 = VERDICT_LIMIT + 6;
 
-/// One request with a known key.
+/// The value of [`Event::position`] for a request whose limits are counted by further events.
+pub(super) const IN_DETAIL: u8 = u8::MAX;
+
+/// One request with a known key, or what one request has changed on one limit.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Event {
@@ -35,11 +48,14 @@ pub struct Event {
     pub(super) cost: u32,
     /// The Unix second of the request.
     pub(super) unix: u32,
-    /// The verdict's value, [`REFUNDED`] or [`PEEKED`].
+    /// The verdict's value, or [`REFUNDED`], [`DEBITED`], [`PEEKED`], [`LIMIT_CHARGED`],
+    /// [`LIMIT_DEBITED`] or [`LIMIT_REFUNDED`].
     pub(super) kind: u8,
-    /// Whether it counts as [`SHADOW_LIMITED`] as well.
-    pub(super) shadow: bool,
-    pub(super) reserved: [u8; 2],
+    /// Of a limit's event, the limit's position; of others, [`IN_DETAIL`] or 0.
+    pub(super) position: u8,
+    /// The limits that were not charged, although others were. If there are any, the request counts
+    /// as [`SHADOW_LIMITED`] as well.
+    pub(super) shadow: ShadowRefusals,
 }
 
 const _: () = assert!(size_of::<Event>() == 16);
@@ -127,36 +143,73 @@ impl UsageLog {
     }
 
     /// Counts an answer to VERIFY.
-    #[inline]
-    pub fn verified(&mut self, verdict: Verdict, shadow: bool, request: RequestUsage) {
+    // Measured: not inlined into the loop of the plain requests, it takes 40 instructions more.
+    #[inline(always)]
+    pub fn verified(&mut self, verdict: Verdict, request: RequestUsage<'_>) {
         let Some(entry) = request.entry else {
             return self.unknown(verdict);
         };
+        if let Some(changes) = request.changes {
+            return self.charged_in_detail(entry, verdict, request, changes);
+        }
         let kind = if verdict.is_allowed() && request.cost == 0 { PEEKED } else { verdict.value() };
         self.push(Event {
             entry: entry.number(),
             cost: request.cost,
             unix: self.unix,
             kind,
-            shadow,
-            reserved: [0; 2],
+            position: 0,
+            shadow: request.shadow,
         });
     }
 
+    #[inline(never)]
+    fn charged_in_detail(
+        &mut self,
+        entry: EntryNumber,
+        verdict: Verdict,
+        request: RequestUsage<'_>,
+        changes: &[LimitBalance],
+    ) {
+        let event = self.event(entry, verdict.value(), request.cost);
+        self.push(Event { position: IN_DETAIL, shadow: request.shadow, ..event });
+        self.push_changes(entry, LIMIT_CHARGED, changes);
+    }
+
     /// Counts an answer to REFUND.
-    pub fn refunded(&mut self, verdict: Verdict, request: RequestUsage) {
-        match request.entry {
-            Some(entry) if request.cost > 0 => self.push(Event {
-                entry: entry.number(),
-                cost: request.cost,
-                unix: self.unix,
-                kind: REFUNDED,
-                shadow: false,
-                reserved: [0; 2],
-            }),
-            Some(_) => {}
-            None => self.unknown(verdict),
+    pub fn refunded(&mut self, verdict: Verdict, request: RequestUsage<'_>) {
+        self.adjusted([REFUNDED, LIMIT_REFUNDED], verdict, request);
+    }
+
+    /// Counts an answer to DEBIT.
+    pub fn debited(&mut self, verdict: Verdict, request: RequestUsage<'_>) {
+        self.adjusted([DEBITED, LIMIT_DEBITED], verdict, request);
+    }
+
+    fn adjusted(&mut self, [kind, of_limit]: [u8; 2], verdict: Verdict, request: RequestUsage<'_>) {
+        let Some(entry) = request.entry else {
+            return self.unknown(verdict);
+        };
+        if request.cost > 0 {
+            let event = self.event(entry, kind, request.cost);
+            self.push(Event { position: IN_DETAIL, ..event });
         }
+        self.push_changes(entry, of_limit, request.changes.unwrap_or_default());
+    }
+
+    fn push_changes(&mut self, entry: EntryNumber, kind: u8, changes: &[LimitBalance]) {
+        for change in changes.iter().filter(|change| change.changed > 0) {
+            // Less than `MAX_CHARGES`.
+            let position = change.position as u8;
+            let event = self.event(entry, kind, change.changed);
+            self.push(Event { position, ..event });
+        }
+    }
+
+    /// An event of a request in detail.
+    fn event(&self, entry: EntryNumber, kind: u8, cost: u32) -> Event {
+        let shadow = ShadowRefusals::default();
+        Event { entry: entry.number(), cost, unix: self.unix, kind, position: 0, shadow }
     }
 
     fn unknown(&mut self, verdict: Verdict) {
@@ -209,10 +262,10 @@ impl UsageLog {
     }
 
     /// As [`flush`](Self::flush), and reports that everything from before `round` is flushed and
-    /// that no snapshot before `generation` is in use.
-    pub fn flush_round(&mut self, round: u64, generation: u64) {
+    /// that no snapshot before `table_generation` is in use.
+    pub fn flush_round(&mut self, round: u64, table_generation: u64) {
         self.flush();
-        let message = Message::Flushed { worker: self.worker, round, generation };
+        let message = Message::Flushed { worker: self.worker, round, table_generation };
         // Fails only at shutdown, and for a detached log.
         let _ = self.queue.send(message);
     }

@@ -38,7 +38,7 @@ impl Table {
             let entry = key.entry_number().number();
             // Two events can have the same entry, and two entries the same key id.
             if self.views[view].record(entry) == NOT_FOUND {
-                let record = self.find_or_create(hash, key.key_id(), key.owner());
+                let record = self.find_or_create(hash, *key);
                 self.views[view].set(entry, record + 1);
             }
         }
@@ -61,7 +61,8 @@ impl Table {
         self.by_id.find(hash, |(other, _)| *other == hash).map(|(_, record)| *record)
     }
 
-    fn find_or_create(&mut self, hash: u64, key_id: &str, owner: &str) -> u32 {
+    fn find_or_create(&mut self, hash: u64, key: Key<'_>) -> u32 {
+        let (key_id, owner) = (key.key_id(), key.owner());
         if *self.last_owner != *owner {
             self.last_owner = owner.into();
         }
@@ -70,9 +71,11 @@ impl Table {
             if *cold.owner != *owner {
                 cold.owner = Arc::clone(&self.last_owner);
             }
+            self.compare_limits(record, key);
             return record;
         }
-        let record = self.new_record(ColdRecord::new(key_id.into(), Arc::clone(&self.last_owner)));
+        let limits = self.retain_limits(key);
+        let record = self.new_record(ColdRecord::new(key_id.into(), Arc::clone(&self.last_owner)), limits);
         self.by_id.insert_unique(hash, (hash, record), |(hash, _)| *hash);
         record
     }

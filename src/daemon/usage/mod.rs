@@ -1,4 +1,5 @@
-//! The usage of each key: requests allowed, requests denied by verdict, cost, first and last use.
+//! The usage of each key: requests allowed, requests denied by verdict, cost, first and last use, and
+//! what each limit was charged, debited and refunded.
 //!
 //! ```text
 //! worker ──▶ its own log ──┐  16 bytes a request; no shared write, allocation or hash  ([`log`])
@@ -19,6 +20,9 @@
 //!   fills only if no processor is left for the usage thread, and then waiting yields one to it.
 //!   Merging is several times as fast as verifying, except for keys that are new in a snapshot,
 //!   which take as long. The usage thread never waits for a disk; the writer does.
+//! * A request in detail (several costs, DEBIT, REFUND) has an event for each limit that it changed, by
+//!   the limit's position. The usage thread reads the limit's name from the snapshot of the log. Plain
+//!   requests have no such event.
 //! * Unknown keys are counted together: a billion of them cost two numbers.
 //! * A record is retained while its key is in the source, and until its usage is written.
 
@@ -27,21 +31,23 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
+use keyward_admin::message::UsageReport;
 use keyward_state::{FileError, Rotation, StateDir};
 
 mod chunked_vec;
 mod collector;
 mod log;
 mod lookup;
-mod report;
+mod query;
 mod table;
+mod texts;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
 pub use log::{Event, UsageLog};
-pub use report::{KeyUsage, MAX_LISTED, UsageCounts, UsageQuery, UsageReport};
+pub use query::UsageQuery;
 #[cfg(feature = "fuzzing")]
 pub(crate) use writer::continue_file;
 
@@ -74,8 +80,8 @@ enum Message {
     /// A worker has flushed its log.
     Log(log::FlushedLog),
     /// A worker has flushed everything from before `round`, and uses no snapshot before
-    /// `generation`.
-    Flushed { worker: usize, round: u64, generation: u64 },
+    /// `table_generation`.
+    Flushed { worker: usize, round: u64, table_generation: u64 },
     /// An operator requests a report.
     Query { query: UsageQuery, reply: oneshot::Sender<UsageReport> },
     /// The writer has written `lines`, or has failed to.

@@ -1,12 +1,13 @@
 //! A record for each key that was used, and the merging of logs into records.
 //!
 //! The counts that every request changes take 32 bytes ([`HotCounters`]). Everything else is apart
-//! ([`ColdRecord`]): the key's id and owner, denials, and totals.
+//! ([`ColdRecord`]): the key's id and owner, denials, totals, and the counts of [`limits`].
 //!
 //! A [`SnapshotView`] maps an entry of a snapshot to its record. A new snapshot gets an empty view,
 //! and each of its entries looks its record up by key id once ([`lookup`](super::lookup)). So
 //! merging an event takes two loads, which do not depend on other events.
 
+use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -14,11 +15,13 @@ use hashbrown::HashTable;
 use keyward_protocol::{VERDICT_LIMIT, Verdict};
 
 use super::chunked_vec::ChunkedVec;
-use super::log::{Event, FlushedLog, PEEKED, REFUNDED, SHADOW_LIMITED, UnknownKeys};
-use super::report::UsageCounts;
+use super::log::{DEBITED, Event, FlushedLog, LIMIT_CHARGED, PEEKED, REFUNDED, SHADOW_LIMITED, UnknownKeys};
+use super::texts::{TextId, Texts};
+use keyward_admin::message::{LimitUsage, UsageCounts};
 use keyward_engine::snapshot::Snapshot;
 use keyward_memory::{HugeVec, prefetch, zeroed};
 
+mod limits;
 mod query;
 
 /// Events whose records are found before any of them changes, so that their loads overlap.
@@ -37,9 +40,12 @@ struct HotCounters {
     /// Unix seconds; 0: none.
     first: u32,
     last: u32,
+    /// The names of the key's limits, if every request was charged to all of them. `None`: there are
+    /// counts for each limit.
+    limits: Option<TextId>,
     /// Whether there is usage to write.
     changed: bool,
-    reserved: [u8; 7],
+    reserved: [u8; 3],
 }
 
 const _: () = assert!(size_of::<HotCounters>() == 32);
@@ -58,16 +64,20 @@ pub(super) struct ColdRecord {
     rare: Vec<RareCount>,
 }
 
-/// A count that few keys have: of a verdict other than ALLOWED, or one of [`REFUNDED`], [`PEEKED`]
-/// and [`SHADOW_LIMITED`].
+/// A count that few keys have: of a verdict other than ALLOWED, or one of [`REFUNDED`], [`DEBITED`],
+/// [`PEEKED`] and [`SHADOW_LIMITED`]; or of a limit.
 #[derive(Clone, Copy)]
 struct RareCount {
     kind: u8,
+    /// The limit's name.
+    limit: Option<TextId>,
     /// The count since the last write.
     recent: u64,
     /// The count up to the last write.
     before: u64,
 }
+
+const _: () = assert!(size_of::<RareCount>() == 24);
 
 /// The record of each entry of a snapshot.
 pub(super) struct SnapshotView {
@@ -79,7 +89,7 @@ pub(super) struct SnapshotView {
 /// All records.
 #[derive(Default)]
 pub(super) struct Table {
-    /// By generation. There are several only while workers are leaving a snapshot.
+    /// By table generation. There are several only while workers are leaving a snapshot.
     pub(super) views: Vec<SnapshotView>,
     hot: ChunkedVec<HotCounters>,
     pub(super) cold: ChunkedVec<ColdRecord>,
@@ -90,9 +100,13 @@ pub(super) struct Table {
     free: Vec<u32>,
     /// The owner of the latest new record: consecutive rows often have the same owner.
     pub(super) last_owner: Arc<str>,
+    /// The names of limits, each by itself and all of a key together.
+    texts: Texts,
+    /// A buffer for the names of a key's limits.
+    names: String,
     unknown: UnknownKeys,
     unknown_before: UnknownKeys,
-    /// The latest generation for which records of absent keys have been removed.
+    /// The latest table generation for which records of absent keys have been removed.
     swept: u64,
 }
 
@@ -125,9 +139,9 @@ impl Table {
         log.events.clear();
     }
 
-    /// Drops the views of older generations: no worker uses them.
-    pub(super) fn release_views_before(&mut self, generation: u64) {
-        self.views.retain(|view| view.snapshot.generation() >= generation);
+    /// Drops the views of older snapshots: no worker uses them.
+    pub(super) fn release_views_before(&mut self, table_generation: u64) {
+        self.views.retain(|view| view.snapshot.table_generation() >= table_generation);
     }
 
     /// The index of the snapshot's view, which is created if it is new.
@@ -136,7 +150,9 @@ impl Table {
             return at;
         }
         let view = SnapshotView { snapshot: Arc::clone(snapshot), records: zeroed(snapshot.len()) };
-        let at = self.views.partition_point(|other| other.snapshot.generation() <= snapshot.generation());
+        let at = self
+            .views
+            .partition_point(|other| other.snapshot.table_generation() <= snapshot.table_generation());
         self.views.insert(at, view);
         at
     }
@@ -155,13 +171,13 @@ impl Table {
         }
         for (record, event) in records.iter().zip(events) {
             if let Some(record) = record.checked_sub(1) {
-                self.count(record as usize, event);
+                self.count(view, record as usize, event);
             }
         }
     }
 
     #[inline]
-    fn count(&mut self, record: usize, event: &Event) {
+    fn count(&mut self, view: usize, record: usize, event: &Event) {
         let hot = &mut self.hot[record];
         hot.changed = true;
         if event.kind < VERDICT_LIMIT {
@@ -173,26 +189,36 @@ impl Table {
             hot.last = hot.last.max(event.unix);
         }
         if event.kind == Verdict::Allowed.value() {
+            if hot.is_in_detail(event) {
+                self.count_limits(view, record, event);
+            }
+            let hot = &mut self.hot[record];
             hot.allowed += 1;
             hot.cost += u64::from(event.cost);
+        } else if event.kind >= LIMIT_CHARGED {
+            self.count_limits(view, record, event);
+        } else if [REFUNDED, DEBITED].contains(&event.kind) {
+            self.count_limits(view, record, event);
+            self.cold[record].add(event.kind, event.cost.into());
         } else {
-            let amount = if event.kind == REFUNDED { event.cost.into() } else { 1 };
-            self.cold[record].add(event.kind, amount);
+            self.cold[record].add(event.kind, 1);
         }
-        if event.shadow {
+        if !event.shadow.is_empty() {
             self.cold[record].add(SHADOW_LIMITED, 1);
         }
     }
 
-    /// Adds a record, and returns its number.
-    pub(super) fn new_record(&mut self, cold: ColdRecord) -> u32 {
+    /// Adds a record with these names of limits, and returns its number.
+    pub(super) fn new_record(&mut self, cold: ColdRecord, limits: TextId) -> u32 {
+        let hot = HotCounters { limits: Some(limits), ..HotCounters::default() };
         match self.free.pop() {
             Some(record) => {
+                self.hot[record as usize] = hot;
                 self.cold[record as usize] = cold;
                 record
             }
             None => {
-                self.hot.push(HotCounters::default());
+                self.hot.push(hot);
                 self.cold.push(cold);
                 // Records outlive snapshots, so no snapshot bounds their number. But 2^32 of them
                 // would take half a terabyte of memory.
@@ -211,7 +237,7 @@ impl Table {
     /// Begins a walk over the usage to be written. If all workers use the same new snapshot, the
     /// walk removes the records of keys that are not in it.
     pub(super) fn walk(&self) -> Walk {
-        let newest = self.views.last().map_or(0, |view| view.snapshot.generation());
+        let newest = self.views.last().map_or(0, |view| view.snapshot.table_generation());
         Walk { at: 0, sweeps: self.views.len() == 1 && newest > self.swept }
     }
 
@@ -239,39 +265,60 @@ impl Table {
         }
         let is_done = walk.at >= self.hot.len();
         if is_done && walk.sweeps {
-            self.swept = self.views.last().map_or(0, |view| view.snapshot.generation());
+            self.swept = self.views.last().map_or(0, |view| view.snapshot.table_generation());
         }
         is_done
     }
 
     /// The usage since the last write, which is added to the totals.
     fn take_delta(&mut self, record: usize) -> Delta<'_> {
-        let hot = std::mem::take(&mut self.hot[record]);
+        let limits = self.hot[record].limits;
+        let hot = std::mem::replace(&mut self.hot[record], HotCounters { limits, ..HotCounters::default() });
         let cold = &mut self.cold[record];
         cold.allowed += hot.allowed;
         cold.cost += hot.cost;
         cold.first = earlier(cold.first, hot.first);
         cold.last = cold.last.max(hot.last);
         let mut counts = UsageCounts { allowed: hot.allowed, cost: hot.cost, ..UsageCounts::default() };
+        let mut of_limits = hot.limits.is_none().then(BTreeMap::new);
         for rare in &mut cold.rare {
             let recent = std::mem::take(&mut rare.recent);
             rare.before += recent;
-            counts.add_rare(rare.kind, recent);
+            match (rare.limit, &mut of_limits) {
+                (None, _) => add_rare(&mut counts, rare.kind, recent),
+                (Some(limit), Some(of_limits)) if recent > 0 => {
+                    let of_limit: &mut LimitUsage =
+                        of_limits.entry(self.texts.get(limit).to_owned()).or_default();
+                    limits::add_event(of_limit, rare.kind, recent);
+                }
+                (Some(_), _) => {}
+            }
         }
+        counts.limits = of_limits;
         Delta { key_id: &cold.key_id, owner: &cold.owner, counts, first: hot.first, last: hot.last }
     }
 
     fn remove_if_absent(&mut self, record: usize) {
         let key_id = &self.cold[record].key_id;
         let is_present = |view: &SnapshotView| view.snapshot.find_by_id(key_id).is_some();
-        if key_id.is_empty() || self.views.last().is_none_or(is_present) {
+        if key_id.is_empty() {
             return;
         }
+        if self.views.last().is_none_or(is_present) {
+            return self.remove_absent_limits(record);
+        }
         let hash = self.hasher.hash_one(&**key_id);
+        self.release_texts(record);
         self.cold[record] = ColdRecord::default();
         if let Ok(entry) = self.by_id.find_entry(hash, |(_, other)| *other as usize == record) {
             self.free.push(entry.remove().0.1);
         }
+    }
+
+    /// The number of names of limits, and of lists of them.
+    #[cfg(test)]
+    pub(super) fn texts(&self) -> usize {
+        self.texts.len()
     }
 
     /// The number of records in use.
@@ -307,24 +354,24 @@ impl ColdRecord {
     fn add(&mut self, kind: u8, amount: u64) {
         match self.rare.iter_mut().find(|rare| rare.kind == kind) {
             Some(rare) => rare.recent += amount,
-            None => self.rare.push(RareCount { kind, recent: amount, before: 0 }),
+            None => self.rare.push(RareCount { kind, limit: None, recent: amount, before: 0 }),
         }
     }
 }
 
-impl UsageCounts {
-    fn add_rare(&mut self, kind: u8, amount: u64) {
-        if amount == 0 {
-            return;
-        }
-        match kind {
-            REFUNDED => self.refunded += amount,
-            PEEKED => self.peeked += amount,
-            SHADOW_LIMITED => self.shadow_limited += amount,
-            verdict => {
-                let name = Verdict::from_value(verdict).name();
-                *self.denied.entry(name.to_owned()).or_default() += amount;
-            }
+/// Adds to the count of a kind of event, unless it is that of a limit.
+fn add_rare(counts: &mut UsageCounts, kind: u8, amount: u64) {
+    if amount == 0 {
+        return;
+    }
+    match kind {
+        REFUNDED => counts.refunded += amount,
+        DEBITED => counts.debited += amount,
+        PEEKED => counts.peeked += amount,
+        SHADOW_LIMITED => counts.shadow_limited += amount,
+        verdict => {
+            let name = Verdict::from_value(verdict).name();
+            *counts.denied.entry(name.to_owned()).or_default() += amount;
         }
     }
 }

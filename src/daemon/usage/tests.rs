@@ -11,10 +11,13 @@ use serde_json::Value;
 use super::log::FlushedLog;
 use super::table::Table;
 use super::*;
-use keyward_engine::limiter::{Limiter, SlotAllocator};
+use keyward_admin::message::{KeyUsage, MAX_LISTED, UsageCounts};
+use keyward_engine::limiter::{Limiter, ShadowRefusals, SlotAllocator};
 use keyward_engine::record::KeyRecord;
 use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 use keyward_engine::verify::RequestUsage;
+
+mod limits;
 
 /// Rows, as key, key id and owner.
 pub(super) fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
@@ -33,9 +36,14 @@ pub(super) fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snap
     Arc::new(snapshot)
 }
 
-pub(super) fn request_usage(snapshot: &Snapshot, key: &str, cost: u32) -> RequestUsage {
+pub(super) fn request_usage(snapshot: &Snapshot, key: &str, cost: u32) -> RequestUsage<'static> {
     let key = snapshot.find(&keyward_engine::key_format::hash(key.as_bytes()));
-    RequestUsage { entry: key.map(|key| key.entry_number()), cost }
+    RequestUsage { entry: key.map(|key| key.entry_number()), cost, ..RequestUsage::default() }
+}
+
+/// With a shadow limit that had no room.
+fn shadow_limited(request: RequestUsage<'_>) -> RequestUsage<'_> {
+    RequestUsage { shadow: ShadowRefusals::default().with(0), ..request }
 }
 
 /// A log, and the queue that it flushes to.
@@ -76,25 +84,34 @@ fn requests_are_counted_by_kind() {
     let one = snapshot(1, &[("k", "a", "acme"), ("k2", "a", "acme"), ("other", "b", "")]);
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
-    log.verified(Verdict::Allowed, false, request_usage(&one, "k", 3));
-    log.verified(Verdict::RateLimited, false, request_usage(&one, "k", 0));
-    log.verified(Verdict::RateLimited, true, request_usage(&one, "k2", 0));
-    log.verified(Verdict::UnknownKey, false, request_usage(&one, "nobody's", 0));
-    log.verified(Verdict::MalformedKey, false, RequestUsage::default());
-    log.verified(Verdict::NotReady, false, RequestUsage::default());
+    log.verified(Verdict::Allowed, request_usage(&one, "k", 3));
+    log.verified(Verdict::RateLimited, request_usage(&one, "k", 0));
+    log.verified(Verdict::RateLimited, shadow_limited(request_usage(&one, "k2", 0)));
+    log.verified(Verdict::UnknownKey, request_usage(&one, "nobody's", 0));
+    log.verified(Verdict::MalformedKey, RequestUsage::default());
+    log.verified(Verdict::NotReady, RequestUsage::default());
     log.begin(Some(&one), 90);
-    log.verified(Verdict::Allowed, true, request_usage(&one, "k2", 1));
+    log.verified(Verdict::Allowed, shadow_limited(request_usage(&one, "k2", 1)));
     log.refunded(Verdict::Allowed, request_usage(&one, "k", 2));
     log.refunded(Verdict::UnknownKey, RequestUsage::default());
     log.begin(Some(&one), 110);
-    log.verified(Verdict::Allowed, false, request_usage(&one, "k", 0));
+    log.verified(Verdict::Allowed, request_usage(&one, "k", 0));
     log.refunded(Verdict::Allowed, request_usage(&one, "other", 5));
     log.flush();
     let mut table = Table::default();
     merge(&mut table, &messages);
     let a = usage(&table, "a");
     let denied = [("RATE_LIMITED".to_owned(), 2)].into();
-    let counts = UsageCounts { allowed: 2, cost: 4, denied, refunded: 2, shadow_limited: 2, peeked: 1 };
+    let counts = UsageCounts {
+        allowed: 2,
+        cost: 4,
+        denied,
+        refunded: 2,
+        debited: 0,
+        shadow_limited: 2,
+        peeked: 1,
+        limits: Some([].into()),
+    };
     assert_eq!((a.counts.clone(), &*a.owner), (counts, "acme"), "rows with one key id share a record");
     assert_eq!((a.first_used, a.last_used), (Some(90), Some(100)), "a request for the balance is no use");
     let b = usage(&table, "b");
@@ -106,10 +123,11 @@ fn requests_are_counted_by_kind() {
     assert_eq!(take_deltas(&mut table, 1), [], "written once");
     assert_eq!(usage(&table, "a"), a, "totals remain");
     log.begin(Some(&one), 120);
-    log.verified(Verdict::Allowed, false, request_usage(&one, "k", 1));
+    log.verified(Verdict::Allowed, request_usage(&one, "k", 1));
     log.flush();
     merge(&mut table, &messages);
-    let counts = UsageCounts { allowed: 1, cost: 1, ..UsageCounts::default() };
+    // The key has no limits, and its refunds have begun its counts for each limit.
+    let counts = UsageCounts { allowed: 1, cost: 1, limits: Some([].into()), ..UsageCounts::default() };
     assert_eq!(take_deltas(&mut table, 1), [("a".to_owned(), counts)], "no count is written again");
 }
 
@@ -121,7 +139,7 @@ fn record_outlives_snapshots_until_its_key_is_removed() {
     let mut table = Table::default();
     let mut use_key = |table: &mut Table, snapshot: &Arc<Snapshot>, key: &str| {
         log.begin(Some(snapshot), 100);
-        log.verified(Verdict::Allowed, false, request_usage(snapshot, key, 1));
+        log.verified(Verdict::Allowed, request_usage(snapshot, key, 1));
         log.flush();
         merge(table, &messages);
     };
@@ -162,7 +180,7 @@ fn reports_list_keys_by_cost() {
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
     for (name, cost) in names.iter().zip(1..) {
-        log.verified(Verdict::Allowed, false, request_usage(&one, name, cost));
+        log.verified(Verdict::Allowed, request_usage(&one, name, cost));
     }
     log.flush();
     let mut table = Table::default();
@@ -183,7 +201,7 @@ fn full_log_is_flushed() {
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
     for _ in 0..20_000 {
-        log.verified(Verdict::Allowed, false, request_usage(&one, "k", 1));
+        log.verified(Verdict::Allowed, request_usage(&one, "k", 1));
     }
     log.flush();
     let logs: Vec<_> = messages.try_iter().collect();
@@ -215,8 +233,8 @@ fn lines_are_numbered_across_restarts_and_have_only_new_usage() {
         let mut rounds = log.rounds();
         let one = snapshot(1, &[("k", "a", "acme")]);
         log.begin(Some(&one), 100);
-        log.verified(Verdict::Allowed, false, request_usage(&one, "k", round));
-        log.verified(Verdict::UnknownKey, false, RequestUsage::default());
+        log.verified(Verdict::Allowed, request_usage(&one, "k", round));
+        log.verified(Verdict::UnknownKey, RequestUsage::default());
         let totals = runtime.block_on(async {
             let worker = async {
                 rounds.changed().await.expect("a round");

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Message;
 use super::log::UnknownKeys;
-use super::report::UsageCounts;
 use super::table::{Delta, used};
 use crate::clock::Timestamp;
+use keyward_admin::message::UsageCounts;
 use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
 
 /// The name of the file.
@@ -28,8 +28,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// overflow.
 const MAX_SEQ: u64 = u64::MAX / 2;
 
-/// Room for the line that completes a chunk.
-const LINE_BYTES: usize = 1 << 10;
+/// Room for the line that completes a chunk: a key with 16 limits has about 3 KiB.
+const LINE_BYTES: usize = 4 << 10;
 
 /// Lines on their way to the writer.
 pub(super) struct Chunk {

@@ -1,9 +1,10 @@
 //! Assigning slots to the buckets of a new snapshot.
 //!
-//! A bucket is one slot at one rate. A limit can have several buckets, one for each rate: an
-//! owner's limit, if the owner's keys are on plans that define it differently. If the wanted rates
-//! are exactly the existing ones, each bucket continues by itself. Otherwise every wanted bucket
-//! starts with the lowest level of all existing ones.
+//! A bucket is one slot under one rule, or under rules that read its word in the same way: windows
+//! of one period, or credits, whatever their counts. A limit can have several buckets, one for each
+//! rule: an owner's limit, if the owner's keys are on plans that define it differently. If the wanted
+//! rules are exactly the existing ones, each bucket continues by itself. Otherwise every wanted
+//! bucket starts with the lowest balance of all existing ones.
 
 use std::sync::PoisonError;
 
@@ -11,11 +12,11 @@ use crate::limiter::allocator::SlotAllocator;
 use crate::limiter::buckets::{Buckets, Migration};
 use crate::limiter::charge::Limiter;
 use crate::limiter::limit_id::LimitId;
-use crate::limiter::rate::Rate;
 use crate::limiter::reclaim::PendingReclaim;
+use crate::limiter::rule::Rule;
 use crate::limiter::slot_set::SlotSet;
 use crate::limiter::slots::BucketRef;
-use crate::limiter::state::BucketState;
+use crate::limiter::word::Word;
 use crate::sync::CHUNK_SLOTS;
 
 /// The slots of a snapshot that is being built. [`commit`](Self::commit) makes them final; dropping
@@ -23,6 +24,8 @@ use crate::sync::CHUNK_SLOTS;
 pub struct Allocation<'a> {
     allocator: &'a mut SlotAllocator,
     buckets: &'a Buckets,
+    /// The latest time of the limiter in nanoseconds when the allocation began.
+    began: u64,
     /// Slots that the new snapshot shares with the previous one, or takes from the retained
     /// buckets.
     reused: SlotSet,
@@ -43,6 +46,7 @@ impl SlotAllocator {
         Allocation {
             allocator: self,
             buckets: &limiter.buckets,
+            began: limiter.latest_time(),
             reused,
             new_slots: Vec::new(),
             migrations: Vec::new(),
@@ -53,7 +57,7 @@ impl SlotAllocator {
 }
 
 impl Allocation<'_> {
-    /// Assigns a slot to the only bucket of the limit `id`, whose rate is `rate`. `previous` is the
+    /// Assigns a slot to the only bucket of the limit `id`, whose rule is `rule`. `previous` is the
     /// limit's bucket in the snapshot in use. Each limit of a snapshot must be assigned once.
     ///
     /// Returns `None` if all 2^32 slots are in use.
@@ -61,45 +65,46 @@ impl Allocation<'_> {
         &mut self,
         id: impl FnOnce() -> LimitId,
         previous: Option<BucketRef>,
-        rate: Rate,
+        rule: Rule,
     ) -> Option<u32> {
-        if let Some(previous) = previous.filter(|previous| previous.rate == rate) {
+        if let Some(previous) = previous.filter(|previous| previous.rule.shares_words_with(rule)) {
             return Some(self.reuse(previous));
         }
         match (previous, self.retained(id)) {
-            (None, []) => self.take(BucketState::FULL),
-            (None, &[only]) if only.rate == rate => Some(self.reuse(only)),
+            (None, []) => self.take_unspent(rule),
+            (None, &[only]) if only.rule.shares_words_with(rule) => Some(self.reuse(only)),
             (previous, retained) => {
                 let existing: Vec<BucketRef> = previous.iter().chain(retained).copied().collect();
-                self.migrate(&existing, rate)
+                self.migrate(&existing, rule)
             }
         }
     }
 
-    /// Assigns a slot to each bucket of the limit `id`, which has one for each of `rates`. No two
-    /// rates may be equal. The order of `previous`, `rates` and the result is not significant.
+    /// Assigns a slot to each bucket of the limit `id`, which has one for each of `rules`. No two of
+    /// them may share words. The order of `previous`, `rules` and the result is not significant.
     ///
     /// Returns `None` if all 2^32 slots are in use.
     pub(crate) fn assign_all(
         &mut self,
         id: LimitId,
         previous: &[BucketRef],
-        rates: &[Rate],
+        rules: &[Rule],
     ) -> Option<Vec<BucketRef>> {
-        let has_rates = |existing: &[BucketRef]| {
-            existing.len() == rates.len()
-                && rates.iter().all(|rate| existing.iter().any(|bucket| bucket.rate == *rate))
+        let find = |existing: &[BucketRef], rule: Rule| {
+            existing.iter().find(|bucket| bucket.rule.shares_words_with(rule)).map(|bucket| bucket.slot)
         };
         let unchanged = if previous.is_empty() { self.retained(|| id) } else { previous };
-        if has_rates(unchanged) {
-            let unchanged = unchanged.to_vec();
-            unchanged.iter().for_each(|bucket| _ = self.reuse(*bucket));
-            return Some(unchanged);
+        let has_rules = unchanged.len() == rules.len();
+        let slots: Option<Vec<u32>> =
+            has_rules.then(|| rules.iter().map(|rule| find(unchanged, *rule)).collect()).flatten();
+        if let Some(slots) = slots {
+            let buckets = slots.into_iter().zip(rules).map(|(slot, rule)| BucketRef { slot, rule: *rule });
+            return Some(buckets.inspect(|bucket| _ = self.reuse(*bucket)).collect());
         }
         let existing: Vec<BucketRef> = previous.iter().chain(self.retained(|| id)).copied().collect();
-        rates
+        rules
             .iter()
-            .map(|rate| Some(BucketRef { slot: self.migrate(&existing, *rate)?, rate: *rate }))
+            .map(|rule| Some(BucketRef { slot: self.migrate(&existing, *rule)?, rule: *rule }))
             .collect()
     }
 
@@ -143,14 +148,14 @@ impl Allocation<'_> {
         bucket.slot
     }
 
-    /// Takes a slot at `rate` that starts with the lowest level of the `existing` ones.
-    fn migrate(&mut self, existing: &[BucketRef], rate: Rate) -> Option<u32> {
+    /// Takes a slot under `rule` that starts with the lowest balance of the `existing` ones.
+    fn migrate(&mut self, existing: &[BucketRef], rule: Rule) -> Option<u32> {
         if existing.is_empty() {
-            return self.take(BucketState::FULL);
+            return self.take_unspent(rule);
         }
-        let slot = self.take(BucketState::MIGRATING)?;
+        let slot = self.take(Word::MIGRATING)?;
         let migration =
-            |old: &BucketRef| Migration { old_slot: old.slot, old_rate: old.rate, new_rate: rate };
+            |old: &BucketRef| Migration { old_slot: old.slot, old_rule: old.rule, new_rule: rule };
         self.migrations.extend(existing.iter().map(|old| (slot, migration(old))));
         Some(slot)
     }
@@ -161,8 +166,17 @@ impl Allocation<'_> {
         if self.allocator.retained.is_empty() { &[] } else { self.allocator.retained.get(&id()) }
     }
 
-    fn take(&mut self, state: BucketState) -> Option<u32> {
-        let slot = self.allocator.take(self.buckets, state)?;
+    /// Takes a slot of which nothing has been spent under `rule`.
+    fn take_unspent(&mut self, rule: Rule) -> Option<u32> {
+        // A bucket that is full since a time long past would soon wrap around.
+        self.take(match rule {
+            Rule::Bucket { rate, .. } => Word::with_value(rate.tick(self.began)),
+            Rule::Window { .. } | Rule::Credits { .. } => Word::UNSPENT,
+        })
+    }
+
+    fn take(&mut self, word: Word) -> Option<u32> {
+        let slot = self.allocator.take(self.buckets, word)?;
         self.new_slots.push(slot);
         Some(slot)
     }

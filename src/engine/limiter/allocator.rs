@@ -1,11 +1,11 @@
 //! The slot allocator: which slots are in use, which are free, and which buckets are retained.
 //!
 //! A bucket belongs to a limit of a key or of an owner ([`LimitId`](crate::limiter::LimitId)), and
-//! has one rate. A reload changes the buckets in two steps:
+//! has one rule. A reload changes the buckets in two steps:
 //!
 //! 1. It *assigns* a slot to each bucket of the new snapshot
-//!    ([`Allocation`](crate::limiter::Allocation)): the slot from the previous snapshot if the rate
-//!    is unchanged, a new slot with a pending migration if the rate has changed, and a full bucket
+//!    ([`Allocation`](crate::limiter::Allocation)): the slot from the previous snapshot if the rule
+//!    is unchanged, a new slot with a pending migration if the rule has changed, and a full bucket
 //!    if it is new. Workers do not notice before the new snapshot is published, and dropping the
 //!    allocation undoes it.
 //! 2. Once no worker uses the old snapshot, it *reclaims* the slots that are no longer used
@@ -13,7 +13,7 @@
 
 use crate::limiter::buckets::Buckets;
 use crate::limiter::retained::RetainedBuckets;
-use crate::limiter::state::BucketState;
+use crate::limiter::word::Word;
 
 /// The slots of one limiter. Only reloads change it.
 #[derive(Default)]
@@ -41,8 +41,8 @@ impl SlotAllocator {
         self.retained.len()
     }
 
-    /// Takes a free slot and stores `state` in it. Returns `None` if all 2^32 slots are in use.
-    pub(super) fn take(&mut self, buckets: &Buckets, state: BucketState) -> Option<u32> {
+    /// Takes a free slot and stores `word` in it. Returns `None` if all 2^32 slots are in use.
+    pub(super) fn take(&mut self, buckets: &Buckets, word: Word) -> Option<u32> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -52,12 +52,12 @@ impl SlotAllocator {
                 slot
             }
         };
-        buckets.slots.store(slot, state);
+        buckets.slots.store(slot, word);
         Some(slot)
     }
 
     pub(super) fn release(&mut self, buckets: &Buckets, slot: u32) {
-        buckets.slots.store(slot, BucketState::FULL);
+        buckets.slots.store(slot, Word::UNSPENT);
         self.free.push(slot);
     }
 }

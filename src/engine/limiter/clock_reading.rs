@@ -1,11 +1,14 @@
 //! Clock readings that can be compared across processes: how long a daemon was down.
 
-use crate::limiter::rate::{MAX_CAPACITY_TICKS, TICKS_PER_NANOSECOND};
+use crate::limiter::rate::MAX_FILL_NANOSECONDS;
+
+/// The longest time that makes a difference: a bucket is full after it, even from its floor.
+const LONGEST_NANOSECONDS: u64 = 2 * MAX_FILL_NANOSECONDS;
 
 /// A reading of the system's clocks, taken when balances are saved and when they are restored.
 ///
 /// There are two clocks, because a balance continues to refill while no daemon runs:
-/// [`ticks_since`](Self::ticks_since) chooses between them.
+/// [`nanoseconds_since`](Self::nanoseconds_since) chooses between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockReading {
     /// The kernel's boot id; `None` if it is unknown.
@@ -20,7 +23,7 @@ pub struct ClockReading {
 }
 
 impl ClockReading {
-    /// Ticks from `saved` to this reading, at most [`MAX_CAPACITY_TICKS`], which fill any bucket.
+    /// Nanoseconds from `saved` to this reading, at most what fills any bucket from its floor.
     ///
     /// Within one boot, CLOCK_BOOTTIME decides, because it cannot be set. Across boots, or if a
     /// boot id is unknown, the calendar decides. If the calendar was set back, no time has passed:
@@ -28,7 +31,7 @@ impl ClockReading {
     ///
     /// A time namespace shifts CLOCK_BOOTTIME, so two containers on one host may see different
     /// values. If an offset is unknown, the clock that shows less elapsed time decides.
-    pub fn ticks_since(&self, saved: &Self) -> u64 {
+    pub fn nanoseconds_since(&self, saved: &Self) -> u64 {
         let by_calendar = self.realtime.saturating_sub(saved.realtime);
         let nanoseconds = if self.boot_id.is_none() || self.boot_id != saved.boot_id {
             by_calendar
@@ -37,7 +40,7 @@ impl ClockReading {
         } else {
             self.boottime.saturating_sub(saved.boottime).min(by_calendar)
         };
-        nanoseconds.saturating_mul(TICKS_PER_NANOSECOND).min(MAX_CAPACITY_TICKS)
+        nanoseconds.min(LONGEST_NANOSECONDS)
     }
 
     /// CLOCK_BOOTTIME in nanoseconds without the offset of the time namespace.
@@ -74,8 +77,8 @@ mod tests {
             (at(100, Some(i64::MAX / SECOND as i64), 1000), at(107, Some(0), 1007), u64::MAX),
         ];
         for (saved, now, seconds) in table {
-            let expected = seconds.saturating_mul(SECOND).saturating_mul(TICKS_PER_NANOSECOND);
-            assert_eq!(now.ticks_since(&saved), expected.min(MAX_CAPACITY_TICKS), "{saved:?} {now:?}");
+            let expected = seconds.saturating_mul(SECOND);
+            assert_eq!(now.nanoseconds_since(&saved), expected.min(LONGEST_NANOSECONDS), "{saved:?} {now:?}");
         }
     }
 
@@ -89,8 +92,7 @@ mod tests {
         };
         let (one, two) = (Some([1; 16]), Some([2; 16]));
         let saved = at(one, 100, 1000);
-        let seconds =
-            |now: ClockReading, saved: ClockReading| now.ticks_since(&saved) / TICKS_PER_NANOSECOND / SECOND;
+        let seconds = |now: ClockReading, saved: ClockReading| now.nanoseconds_since(&saved) / SECOND;
         assert_eq!(seconds(at(one, 107, 9999), saved), 7, "the calendar was set forward");
         assert_eq!(seconds(at(one, 99, 9999), saved), 0, "the boot clock is behind");
         assert_eq!(seconds(at(two, 5, 1060), saved), 60, "after a reboot");
@@ -100,6 +102,6 @@ mod tests {
             1,
             "two unknown boots are not the same"
         );
-        assert_eq!(at(two, 0, u64::MAX / SECOND).ticks_since(&saved), MAX_CAPACITY_TICKS);
+        assert_eq!(at(two, 0, u64::MAX / SECOND).nanoseconds_since(&saved), LONGEST_NANOSECONDS);
     }
 }

@@ -3,8 +3,10 @@
 
 use sha2::{Digest as _, Sha256};
 
-/// The identity of a limit: key id and limit name, or owner and limit name. A limit has one bucket
-/// for each rate at which it is charged.
+use crate::limiter::rule::RuleKind;
+
+/// The identity of a limit: key id or owner, the limit's name, and its kind. A limit has one bucket
+/// for each rule that reads its word in another way.
 ///
 /// The id is a SHA-256 truncated to 128 bits, so names of any length cost the same memory. Two
 /// limits with equal ids would share a balance; finding such a pair takes about 2^64 tries, which
@@ -14,14 +16,24 @@ pub struct LimitId(pub [u8; 16]);
 
 impl LimitId {
     /// The id of a limit that a key has for itself.
-    pub fn for_key(key_id: &str, limit: &str) -> Self {
-        Self::hash("key", &[key_id, limit])
+    pub fn for_key(key_id: &str, limit: &str, kind: RuleKind) -> Self {
+        let tag = match kind {
+            RuleKind::Bucket => "key",
+            RuleKind::Window => "key window",
+            RuleKind::Credits => "key credits",
+        };
+        Self::hash(tag, &[key_id, limit])
     }
 
     /// The id of a limit that all keys of an owner share, regardless of their plans. Plans that
     /// define the limit differently share the id; the limit then has a bucket for each rate.
-    pub(crate) fn for_owner(owner: &str, limit: &str) -> Self {
-        Self::hash("owner", &[owner, limit])
+    pub(crate) fn for_owner(owner: &str, limit: &str, kind: RuleKind) -> Self {
+        let tag = match kind {
+            RuleKind::Bucket => "owner",
+            RuleKind::Window => "owner window",
+            RuleKind::Credits => "owner credits",
+        };
+        Self::hash(tag, &[owner, limit])
     }
 
     /// Hashes the tag and the parts, each preceded by its length, so different lists never hash the
@@ -41,18 +53,23 @@ impl LimitId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limiter::rule::RuleKind::{Bucket, Credits, Window};
 
     #[test]
     fn different_limits_have_different_ids() {
         let ids = [
-            LimitId::for_key("a", "b"),
-            LimitId::for_key("ab", ""),
-            LimitId::for_key("", "ab"),
-            LimitId::for_key("a\0b", "c"),
-            LimitId::for_key("a", "b\0c"),
-            LimitId::for_owner("a", "b"),
-            LimitId::for_owner("ab", ""),
-            LimitId::for_owner("", "ab"),
+            LimitId::for_key("a", "b", Bucket),
+            LimitId::for_key("ab", "", Bucket),
+            LimitId::for_key("", "ab", Bucket),
+            LimitId::for_key("a\0b", "c", Bucket),
+            LimitId::for_key("a", "b\0c", Bucket),
+            LimitId::for_owner("a", "b", Bucket),
+            LimitId::for_owner("ab", "", Bucket),
+            LimitId::for_owner("", "ab", Bucket),
+            LimitId::for_key("a", "b", Window),
+            LimitId::for_key("a", "b", Credits),
+            LimitId::for_owner("a", "b", Window),
+            LimitId::for_owner("a", "b", Credits),
         ];
         for (at, id) in ids.iter().enumerate() {
             assert!(!ids[..at].contains(id), "{at}");
@@ -62,7 +79,7 @@ mod tests {
     /// The expected value was computed with Python's hashlib.
     #[test]
     fn id_of_a_key_has_its_documented_value() {
-        let id = LimitId::for_key("key_1", "default");
+        let id = LimitId::for_key("key_1", "default", Bucket);
         assert_eq!(const_hex::encode(id.0), "04c9e65b108897dd8e6e9c5813a20a94");
     }
 }

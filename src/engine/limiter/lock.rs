@@ -1,15 +1,17 @@
 //! Locking several buckets, for a charge that must decide on all of them at once.
 
-use crate::limiter::buckets::Buckets;
+use arrayvec::ArrayVec;
+
+use crate::limiter::buckets::{Buckets, spin_or_yield};
 use crate::limiter::outcome::{Charge, MAX_CHARGES};
 use crate::limiter::slots::Slots;
-use crate::limiter::state::BucketState;
+use crate::limiter::word::Word;
+use crate::now::Now;
 
-/// The locked buckets of one charge. Dropping it stores their states and so unlocks them.
+/// The locked buckets of one charge. Dropping it stores their words and so unlocks them.
 pub(super) struct LockedBuckets<'a> {
     slots: &'a Slots,
-    buckets: [LockedBucket; MAX_CHARGES],
-    len: usize,
+    buckets: ArrayVec<LockedBucket, MAX_CHARGES>,
 }
 
 /// A bucket that no other thread can change.
@@ -18,59 +20,109 @@ pub(super) struct LockedBucket {
     /// Position of its limit in the list of charges.
     pub(super) position: usize,
     slot: u32,
-    /// The state to store when the bucket is unlocked.
-    pub(super) state: BucketState,
+    /// The word to store when the bucket is unlocked.
+    pub(super) word: Word,
 }
 
-impl LockedBucket {
-    const EMPTY: Self = Self { position: 0, slot: 0, state: BucketState::FULL };
+impl<'a> LockedBuckets<'a> {
+    /// No buckets, to be locked by [`Buckets::lock_all`].
+    pub(super) fn new(buckets: &'a Buckets) -> Self {
+        Self { slots: &buckets.slots, buckets: ArrayVec::new() }
+    }
+
+    pub(super) fn buckets(&mut self) -> &mut [LockedBucket] {
+        &mut self.buckets
+    }
 }
 
 impl LockedBuckets<'_> {
-    pub(super) fn buckets(&mut self) -> &mut [LockedBucket] {
-        &mut self.buckets[..self.len]
-    }
-
-    fn push(&mut self, bucket: LockedBucket) {
-        self.buckets[self.len] = bucket;
-        self.len += 1;
+    /// Stores the words and so unlocks the buckets.
+    fn unlock(&mut self) {
+        for bucket in self.buckets.drain(..) {
+            self.slots.store(bucket.slot, bucket.word);
+        }
     }
 }
 
 impl Drop for LockedBuckets<'_> {
     fn drop(&mut self) {
-        for bucket in &self.buckets[..self.len] {
-            self.slots.store(bucket.slot, bucket.state);
-        }
+        self.unlock();
     }
 }
 
+/// Why a bucket cannot be locked.
+enum Obstacle {
+    /// A newer snapshot has superseded it.
+    Superseded,
+    /// Its balance is still in another slot.
+    Migrating,
+}
+
 impl Buckets {
-    /// Locks the buckets of all `charges`: at most [`MAX_CHARGES`], no two with the same slot.
-    /// Returns `None` if a newer snapshot has superseded one of them.
+    /// Locks the buckets of all `charges`: at most [`MAX_CHARGES`], no two with the same slot. Returns
+    /// `None` if a newer snapshot has superseded one of them. Adds them to `locked`, which is passed in
+    /// because it is too large to be moved.
     ///
     /// Buckets are locked in slot order, regardless of the order of the charges. Two threads that
-    /// want the same buckets could otherwise wait for each other forever.
-    pub(super) fn lock_all(&self, charges: &[Charge], now: u64) -> Option<LockedBuckets<'_>> {
-        let mut order: [usize; MAX_CHARGES] = std::array::from_fn(|position| position);
-        let order = order.get_mut(..charges.len())?;
-        order.sort_unstable_by_key(|position| charges[*position].slot);
-        let mut locked =
-            LockedBuckets { slots: &self.slots, buckets: [LockedBucket::EMPTY; MAX_CHARGES], len: 0 };
-        for position in order {
-            let slot = charges[*position].slot;
-            locked.push(LockedBucket { position: *position, slot, state: self.lock(slot, now)? });
+    /// want the same buckets could otherwise wait for each other forever. So could a thread that
+    /// migrates a balance, and waits for the old slot, while it has locked another one. Hence a
+    /// migration that is found is completed without locks. No slot in use begins another one.
+    pub(super) fn lock_all(
+        &self,
+        charges: &[Charge],
+        now: Now,
+        locked: &mut LockedBuckets<'_>,
+    ) -> Option<()> {
+        if charges.len() > MAX_CHARGES {
+            return None;
         }
-        Some(locked)
+        loop {
+            match self.lock_in_slot_order(charges, locked) {
+                Ok(()) => return Some(()),
+                Err(Obstacle::Superseded) => return None,
+                Err(Obstacle::Migrating) => {
+                    locked.unlock();
+                    for charge in charges {
+                        while self.slots.load(charge.slot).is_migrating() {
+                            self.complete_migration(charge.slot, now);
+                        }
+                    }
+                }
+            }
+        }
     }
 
-    /// Waits until `slot` is unlocked, and locks it. Returns `None` if a newer snapshot has
-    /// superseded it.
-    fn lock(&self, slot: u32, now: u64) -> Option<BucketState> {
+    fn lock_in_slot_order(&self, charges: &[Charge], locked: &mut LockedBuckets<'_>) -> Result<(), Obstacle> {
+        let mut lock = |position: usize| {
+            let slot = charges[position].slot;
+            locked.buckets.push(LockedBucket { position, slot, word: self.lock(slot)? });
+            Ok(())
+        };
+        // The slots of a key usually ascend.
+        if charges.is_sorted_by_key(|charge| charge.slot) {
+            return (0..charges.len()).try_for_each(&mut lock);
+        }
+        let mut order: [usize; MAX_CHARGES] = std::array::from_fn(|position| position);
+        let order = &mut order[..charges.len()];
+        order.sort_unstable_by_key(|position| charges[*position].slot);
+        order.iter().copied().try_for_each(lock)
+    }
+
+    /// Waits until `slot` is unlocked, and locks it.
+    fn lock(&self, slot: u32) -> Result<Word, Obstacle> {
+        let mut spins = 0;
         loop {
-            let state = self.wait_unlocked(slot, now)?;
-            if self.slots.compare_exchange(slot, state, state.locked()) {
-                return Some(state);
+            let word = self.slots.load(slot);
+            if word.is_unflagged() {
+                if self.slots.compare_exchange(slot, word, word.locked()) {
+                    return Ok(word);
+                }
+            } else if word.is_superseded() {
+                return Err(Obstacle::Superseded);
+            } else if word.is_migrating() {
+                return Err(Obstacle::Migrating);
+            } else {
+                spin_or_yield(&mut spins);
             }
         }
     }

@@ -5,8 +5,10 @@
 //!
 //! * Buckets of removed keys. A key that disappears and comes back (a bad export, a mistaken
 //!   delete) does not get a new quota.
-//! * Old slots of a rate change that become full later than the new ones. Under a smaller limit a
+//! * Old slots of a rule change that become full later than the new ones. Under a smaller limit a
 //!   bucket is soon full, and no longer shows what was spent under the larger one.
+//!
+//! Credits of which something has been spent are retained for ever, because nothing refills them.
 
 use std::sync::PoisonError;
 
@@ -14,11 +16,13 @@ use crate::limiter::allocator::SlotAllocator;
 use crate::limiter::buckets::{Buckets, Migration};
 use crate::limiter::charge::Limiter;
 use crate::limiter::limit_id::LimitId;
+use crate::limiter::rule::{Rule, RuleKind};
 use crate::limiter::slot_set::SlotSet;
 use crate::limiter::slots::BucketRef;
+use crate::now::Now;
 
-/// Maximum number of retained buckets: the larger of this and the number in use. Buckets evicted
-/// beyond it count as full early.
+/// Maximum number of retained token buckets: the larger of this and the number in use. Buckets that
+/// are evicted beyond it count as full early.
 const MIN_RETAINED: usize = 1 << 16;
 
 /// What a committed allocation leaves to [`SlotAllocator::reclaim`].
@@ -40,7 +44,7 @@ impl SlotAllocator {
         limiter: &Limiter,
         pending: PendingReclaim,
         old: impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)>,
-        now: u64,
+        now: Now,
     ) {
         let buckets = &limiter.buckets;
         let PendingReclaim { reused, new_slots, migrations } = pending;
@@ -50,10 +54,10 @@ impl SlotAllocator {
         buckets.migrations.write().unwrap_or_else(PoisonError::into_inner).clear();
 
         let assigned = reused.len() + new_slots;
-        let done = self.release_migrated(buckets, reused, &migrations);
+        let done = self.release_migrated(buckets, reused, &migrations, now);
         self.retained.retain(|bucket| !done.contains(bucket.slot));
         self.retain_old(buckets, old, done, assigned, now);
-        self.release_full(buckets, now);
+        self.release_unspent(buckets, now);
     }
 
     /// Releases the old slots of the migrations, except those that become full later than their new
@@ -63,12 +67,17 @@ impl SlotAllocator {
         buckets: &Buckets,
         mut done: SlotSet,
         migrations: &[(u32, Migration)],
+        now: Now,
     ) -> SlotSet {
         let slots = &buckets.slots;
-        for (new_slot, Migration { old_slot, .. }) in migrations {
+        for (new_slot, Migration { old_slot, old_rule, new_rule }) in migrations {
             // An old slot may have been migrated to several new ones. One that is full no earlier
             // is enough.
-            let is_covered = !slots.load(*old_slot).is_full_later_than(slots.load(*new_slot));
+            let unspent_in = |slot: &u32, rule: &Rule| {
+                let (word, rule) = buckets.read(BucketRef { slot: *slot, rule: *rule }, now);
+                rule.unspent_in(word)
+            };
+            let is_covered = unspent_in(old_slot, old_rule) <= unspent_in(new_slot, new_rule);
             if is_covered && done.insert(*old_slot) {
                 self.release(buckets, *old_slot);
             }
@@ -89,7 +98,7 @@ impl SlotAllocator {
         old: impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)>,
         mut done: SlotSet,
         assigned: u64,
-        now: u64,
+        now: Now,
     ) {
         // A slot that is in use, but neither assigned nor retained, belongs to the old snapshot.
         // The count ends the loop early: often there are none, in a snapshot of a million keys.
@@ -100,7 +109,8 @@ impl SlotAllocator {
             }
             // All rows of a key list the same buckets.
             if done.insert(bucket.slot) {
-                if buckets.slots.load(bucket.slot).is_full(now) {
+                let (word, rule) = buckets.read(bucket, now);
+                if rule.is_unspent(word) {
                     self.release(buckets, bucket.slot);
                 } else {
                     self.retained.insert(id(), bucket);
@@ -111,20 +121,34 @@ impl SlotAllocator {
     }
 
     /// Releases the retained buckets that are full and, if too many are left, those that will be
-    /// full soonest.
-    fn release_full(&mut self, buckets: &Buckets, now: u64) {
+    /// full soonest. Windows that are not over, and credits, are retained in any number.
+    fn release_unspent(&mut self, buckets: &Buckets, now: Now) {
         let live = self.in_use().saturating_sub(self.retained.len() as u64) as usize;
-        let debt = |bucket: &BucketRef| buckets.slots.load(bucket.slot).balance(bucket.rate, now, 0).reset;
-        let mut debts: Vec<u64> =
-            self.retained.iter().map(|(_, bucket)| debt(&bucket)).filter(|debt| *debt > 0).collect();
-        let surplus = debts.len().saturating_sub(live.max(MIN_RETAINED));
-        let max_released_debt = match surplus.checked_sub(1) {
-            Some(last) => *debts.select_nth_unstable(last).1,
+        let unspent_in = |bucket: &BucketRef| {
+            let (word, rule) = buckets.read(*bucket, now);
+            rule.unspent_in(word)
+        };
+        let is_token_bucket = |bucket: &BucketRef| bucket.rule.kind() == RuleKind::Bucket;
+        let token_buckets = self.retained.iter().map(|(_, bucket)| bucket).filter(is_token_bucket);
+        let mut waits: Vec<u64> =
+            token_buckets.map(|bucket| unspent_in(&bucket)).filter(|wait| *wait > 0).collect();
+        let surplus = waits.len().saturating_sub(live.max(MIN_RETAINED));
+        let longest_released = match surplus.checked_sub(1) {
+            Some(last) => *waits.select_nth_unstable(last).1,
             None => 0,
         };
+        // Of buckets that will be full at the same time, no more than the surplus are released.
+        let sooner = waits.iter().filter(|wait| **wait < longest_released).count();
+        let mut longest_left = surplus.saturating_sub(sooner);
         let mut released = Vec::new();
         self.retained.retain(|bucket| {
-            let is_retained = debt(bucket) > max_released_debt;
+            let wait = unspent_in(bucket);
+            let mut is_retained = wait > 0;
+            if is_retained && is_token_bucket(bucket) {
+                let is_surplus = wait == longest_released && longest_left > 0;
+                longest_left -= usize::from(is_surplus);
+                is_retained = wait >= longest_released && !is_surplus;
+            }
             if !is_retained {
                 released.push(bucket.slot);
             }
@@ -139,11 +163,20 @@ impl SlotAllocator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::persist::SavedBucket;
-    use crate::limiter::rate::Rate;
+    use crate::limiter::calendar::Period;
+    use crate::limiter::persist::SavedLimit;
+    use crate::limiter::rule::SavedBalance;
     use crate::sync::{CHUNK_SLOTS, MAX_CHUNKS};
 
-    const RATE: Rate = Rate::SLOWEST;
+    const RULE: Rule = Rule::SLOWEST;
+
+    fn now() -> Now {
+        Now { nanoseconds: 1, ..Now::default() }
+    }
+
+    fn saved(number: u64, debt: u64) -> SavedLimit {
+        SavedLimit { id: id(number), rule: RULE, balance: SavedBalance::Bucket { debt } }
+    }
 
     /// tests/schedules and tests/fuzz compile the limiter with fewer slots, and with locks that exist
     /// only within an exploration.
@@ -160,17 +193,23 @@ mod tests {
     /// The debts that are retained of the debts 1 to `count`, after a reload to `live` other buckets.
     fn retained(count: u64, live: u64) -> Vec<u64> {
         let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
-        let saved = (1..=count).map(|debt| SavedBucket { id: id(debt), rate: RATE, debt });
-        allocator.restore(&limiter, saved, 0, 1);
+        let saved = (1..=count).map(|debt| saved(debt, debt));
+        allocator.restore(&limiter, saved, 0, now());
         let mut allocation = allocator.begin(&limiter);
         for number in 0..live {
-            assert!(allocation.assign(|| id(u64::MAX - number), None, RATE).is_some());
+            assert!(allocation.assign(|| id(u64::MAX - number), None, RULE).is_some());
         }
         let pending = allocation.commit();
-        allocator.reclaim(&limiter, pending, no_buckets(), 1);
+        allocator.reclaim(&limiter, pending, no_buckets(), now());
         assert_eq!(allocator.in_use(), allocator.retained() as u64 + live);
-        let scan = allocator.scan_balances(&limiter, no_buckets(), 1);
-        let mut debts: Vec<u64> = scan.at(1).map(|bucket| bucket.debt).collect();
+        let scan = allocator.scan_balances(&limiter, no_buckets(), now());
+        let mut debts: Vec<u64> = scan
+            .at(now())
+            .map(|limit| match limit.balance {
+                SavedBalance::Bucket { debt } => debt,
+                other => panic!("{other:?}"),
+            })
+            .collect();
         debts.sort_unstable();
         debts
     }
@@ -187,30 +226,73 @@ mod tests {
     }
 
     #[test]
+    fn of_buckets_that_are_full_at_the_same_time_no_more_than_the_surplus_are_forgotten() {
+        if !HAS_ROOM {
+            return;
+        }
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+        // Three are full sooner than the others.
+        let saved = (0..MIN_RETAINED as u64 + 5).map(|number| saved(number, if number < 3 { 9 } else { 10 }));
+        allocator.restore(&limiter, saved, 0, now());
+        let pending = allocator.begin(&limiter).commit();
+        allocator.reclaim(&limiter, pending, no_buckets(), now());
+        assert_eq!(allocator.retained(), MIN_RETAINED);
+        let forgotten = (0..3).filter(|number| allocator.retained.get(&id(*number)).is_empty());
+        assert_eq!(forgotten.count(), 3);
+    }
+
+    #[test]
     fn bucket_of_the_old_snapshot_is_reclaimed_whatever_is_retained() {
         if !HAS_ROOM {
             return;
         }
         let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
-        let saved = (1..=3).map(|number| SavedBucket { id: id(number), rate: RATE, debt: 100 });
-        assert_eq!(allocator.restore(&limiter, saved, 0, 1), 3);
+        let saved = (1..=3).map(|number| saved(number, 100));
+        assert_eq!(allocator.restore(&limiter, saved, 0, now()), 3);
         let mut allocation = allocator.begin(&limiter);
         let old = [10, 11, 12, 13].map(|number| {
-            let slot = allocation.assign(|| id(number), None, RATE).expect("a free slot");
-            BucketRef { slot, rate: RATE }
+            let slot = allocation.assign(|| id(number), None, RULE).expect("a free slot");
+            BucketRef { slot, rule: RULE }
         });
         let pending = allocation.commit();
-        allocator.reclaim(&limiter, pending, no_buckets(), 1);
+        allocator.reclaim(&limiter, pending, no_buckets(), now());
         let mut allocation = allocator.begin(&limiter);
         for (number, previous) in (10..13).zip(old) {
-            assert_eq!(allocation.assign(|| id(number), Some(previous), RATE), Some(previous.slot));
+            assert_eq!(allocation.assign(|| id(number), Some(previous), RULE), Some(previous.slot));
         }
         for number in 20..23 {
-            assert!(allocation.assign(|| id(number), None, RATE).is_some());
+            assert!(allocation.assign(|| id(number), None, RULE).is_some());
         }
         let pending = allocation.commit();
         let listed = old.into_iter().zip(10..).map(|(bucket, number)| (bucket, move || id(number)));
-        allocator.reclaim(&limiter, pending, listed, 1);
+        allocator.reclaim(&limiter, pending, listed, now());
         assert_eq!((allocator.in_use(), allocator.retained()), (9, 3));
+    }
+
+    #[test]
+    fn windows_and_credits_are_retained_in_any_number() {
+        if !HAS_ROOM {
+            return;
+        }
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+        let window = Rule::window(9, Period::Month(1), 0).expect("in range");
+        let credits = Rule::credits(9, 0).expect("in range");
+        let counted = [
+            SavedLimit {
+                id: id(u64::MAX),
+                rule: window,
+                balance: SavedBalance::Window { start: 0, spent: 1 },
+            },
+            SavedLimit { id: id(u64::MAX - 1), rule: credits, balance: SavedBalance::Credits { spent: 1 } },
+        ];
+        let surplus = MIN_RETAINED as u64 + 3;
+        let saved = (1..=surplus).map(|debt| saved(debt, debt));
+        allocator.restore(&limiter, saved.chain(counted), 0, now());
+        let pending = allocator.begin(&limiter).commit();
+        allocator.reclaim(&limiter, pending, no_buckets(), now());
+        assert_eq!(allocator.retained(), MIN_RETAINED + counted.len());
+        let scan = allocator.scan_balances(&limiter, no_buckets(), now());
+        let is_counted = |limit: &SavedLimit| limit.rule.kind() != RuleKind::Bucket;
+        assert_eq!(scan.at(now()).filter(is_counted).count(), counted.len());
     }
 }

@@ -1,7 +1,7 @@
 //! Retained buckets: those that belong to no key of the snapshot in use, and are not full yet.
 //!
-//! A limit has one retained bucket, or several at different rates: an owner's limit that plans
-//! define differently, or a limit whose rate has changed.
+//! A limit has one retained bucket, or several under different rules: an owner's limit that plans
+//! define differently, or a limit whose rule has changed.
 
 use std::collections::HashMap;
 
@@ -91,12 +91,12 @@ impl RetainedBuckets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::rate::Rate;
+    use crate::limiter::rule::Rule;
 
     #[test]
     fn id_with_several_buckets_has_each_until_it_is_removed() {
         let (one, two) = (LimitId([1; 16]), LimitId([2; 16]));
-        let bucket = |slot| BucketRef { slot, rate: Rate::SLOWEST };
+        let bucket = |slot| BucketRef { slot, rule: Rule::SLOWEST };
         let slots = |retained: &RetainedBuckets, id| {
             retained.get(&id).iter().map(|bucket| bucket.slot).collect::<Vec<_>>()
         };

@@ -7,17 +7,18 @@
 
 use std::sync::OnceLock;
 
-use crate::limiter::rate::Rate;
-use crate::limiter::state::BucketState;
+use crate::limiter::rule::Rule;
+use crate::limiter::word::Word;
 use crate::sync::{AtomicU64, CHUNK_SLOTS, Chunk, MAX_CHUNKS, Ordering, new_chunk};
 
-/// A bucket of a published snapshot: its slot, and the rate that its state is read with.
+/// The balance of a limit of a published snapshot: its slot, and the rule that its word is read
+/// with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BucketRef {
     /// Slot number.
     pub slot: u32,
-    /// Rate of the limit.
-    pub rate: Rate,
+    /// Rule of the limit.
+    pub rule: Rule,
 }
 
 /// The words of all buckets, by slot number.
@@ -34,7 +35,7 @@ impl Slots {
     /// before it assigns the slot.
     pub(super) fn ensure(&self, slot: u32) {
         if let Some(chunk) = self.chunks.get(slot as usize / CHUNK_SLOTS) {
-            chunk.get_or_init(|| new_chunk(BucketState::FULL.bits()));
+            chunk.get_or_init(|| new_chunk(Word::UNSPENT.bits()));
         }
     }
 
@@ -45,14 +46,14 @@ impl Slots {
     }
 
     #[inline]
-    pub(super) fn load(&self, slot: u32) -> BucketState {
+    pub(super) fn load(&self, slot: u32) -> Word {
         // A slot that was never assigned reads as superseded: the caller retries, and nothing is
         // admitted.
-        let missing = BucketState::FULL.superseded();
-        self.get(slot).map_or(missing, |word| BucketState::from_bits(word.load(Ordering::Acquire)))
+        let missing = Word::UNSPENT.superseded();
+        self.get(slot).map_or(missing, |word| Word::from_bits(word.load(Ordering::Acquire)))
     }
 
-    pub(super) fn store(&self, slot: u32, state: BucketState) {
+    pub(super) fn store(&self, slot: u32, state: Word) {
         if let Some(word) = self.get(slot) {
             word.store(state.bits(), Ordering::Release);
         }
@@ -60,7 +61,7 @@ impl Slots {
 
     /// See [`compare_exchange`].
     #[inline]
-    pub(super) fn compare_exchange(&self, slot: u32, current: BucketState, next: BucketState) -> bool {
+    pub(super) fn compare_exchange(&self, slot: u32, current: Word, next: Word) -> bool {
         self.get(slot).is_some_and(|word| compare_exchange(word, current, next))
     }
 }
@@ -68,6 +69,6 @@ impl Slots {
 /// Replaces `current` with `next`. Returns `false` if the word has changed, and sometimes for no
 /// reason.
 #[inline]
-pub(super) fn compare_exchange(word: &AtomicU64, current: BucketState, next: BucketState) -> bool {
+pub(super) fn compare_exchange(word: &AtomicU64, current: Word, next: Word) -> bool {
     word.compare_exchange_weak(current.bits(), next.bits(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }

@@ -72,6 +72,28 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
+/// Displays a whole message, which has its own quotes and line ends: escapes
+/// [invisible](is_invisible) characters other than newlines. It is the last measure, for messages
+/// that contain a text of a file that nothing has [quoted](super::Quoted).
+#[derive(Clone, Copy, Debug)]
+pub struct Printable<'a>(pub &'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0;
+        while let Some(at) = rest.find(|c| c != '\n' && is_invisible(c)) {
+            let (shown, from) = rest.split_at(at);
+            f.write_str(shown)?;
+            let mut characters = from.chars();
+            if let Some(c) = characters.next() {
+                write!(f, "{}", c.escape_default())?;
+            }
+            rest = characters.as_str();
+        }
+        f.write_str(rest)
+    }
+}
+
 fn write_literal(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for (index, part) in text.split('\'').enumerate() {
         write!(f, "{}{}", if index == 0 { "" } else { "'" }, part.escape_debug())?;
@@ -118,6 +140,15 @@ mod tests {
             assert_eq!(Escaped(text).to_string(), shown, "{text:?}");
         }
         assert!(INVISIBLE.is_sorted() && INVISIBLE.iter().all(|(first, last)| first <= last));
+    }
+
+    #[test]
+    fn every_invisible_character_of_a_message_is_escaped() {
+        for c in (0..=0x0010_ffff).filter_map(char::from_u32).filter(|c| is_invisible(*c) && *c != '\n') {
+            let shown = Printable(&format!("a{c}b{c}{c}")).to_string();
+            assert_eq!(shown, format!("a{0}b{0}{0}", c.escape_default()));
+        }
+        assert_eq!(Printable("it's \"a\\\"\nb é\n").to_string(), "it's \"a\\\"\nb é\n");
     }
 
     #[test]

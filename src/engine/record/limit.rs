@@ -1,6 +1,6 @@
-//! Named rate limits.
+//! Named limits.
 
-use crate::limiter::Rate;
+use crate::limiter::Rule;
 
 /// Maximum number of limits of a row, and of a plan. Every request charges each limit, so this
 /// bounds the work of a request.
@@ -9,39 +9,39 @@ pub const MAX_LIMITS: usize = 8;
 // A key has at most the limits of its plan and those of its row.
 const _: () = assert!(2 * MAX_LIMITS <= crate::limiter::MAX_CHARGES);
 
-/// One named rate limit: a token bucket per key, or one per owner.
+/// One named limit: a balance per key, or one per owner.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     /// The name, unique among the limits of a key. An answer names the limit that decided it.
     pub name: Box<str>,
-    /// The refill rate and the burst.
-    pub rate: Rate,
-    /// Which requests share a bucket.
+    /// What the limit admits.
+    pub rule: Rule,
+    /// Which requests share a balance.
     pub per: Per,
     /// Shadow mode: the limit is charged and reported, but never refuses a request.
     pub shadow: bool,
 }
 
-/// Which requests share the bucket of a limit.
+/// Which requests share the balance of a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Per {
-    /// One bucket for all rows with the same key id.
+    /// One balance for all rows with the same key id.
     #[default]
     Key,
-    /// One bucket for all keys of an owner, regardless of their plans. A key without an owner has a
-    /// bucket of its own.
+    /// One balance for all keys of an owner, regardless of their plans. A key without an owner has a
+    /// balance of its own.
     Owner,
 }
 
 impl Limit {
-    /// An enforced limit with a bucket per key.
-    pub fn new(name: impl Into<Box<str>>, rate: Rate) -> Self {
-        Self { name: name.into(), rate, per: Per::Key, shadow: false }
+    /// An enforced limit with a balance per key.
+    pub fn new(name: impl Into<Box<str>>, rule: Rule) -> Self {
+        Self { name: name.into(), rule, per: Per::Key, shadow: false }
     }
 
     /// The limit without a text of its own.
     pub fn as_ref(&self) -> LimitRef<'_> {
-        LimitRef { name: &self.name, rate: self.rate, per: self.per, shadow: self.shadow }
+        LimitRef { name: &self.name, rule: self.rule, per: self.per, shadow: self.shadow }
     }
 }
 
@@ -50,8 +50,8 @@ impl Limit {
 pub struct LimitRef<'l> {
     /// See [`Limit::name`].
     pub name: &'l str,
-    /// See [`Limit::rate`].
-    pub rate: Rate,
+    /// See [`Limit::rule`].
+    pub rule: Rule,
     /// See [`Limit::per`].
     pub per: Per,
     /// See [`Limit::shadow`].
@@ -61,9 +61,12 @@ pub struct LimitRef<'l> {
 impl LimitRef<'_> {
     /// The limit with a text of its own.
     pub fn to_limit(self) -> Limit {
-        Limit { name: self.name.into(), rate: self.rate, per: self.per, shadow: self.shadow }
+        Limit { name: self.name.into(), rule: self.rule, per: self.per, shadow: self.shadow }
     }
 }
 
 /// The name of a limit that is written without one.
 pub const DEFAULT_LIMIT_NAME: &str = "default";
+
+/// The name of a limit that is one of credits if its text is a number alone.
+pub const CREDITS_NAME: &str = "credits";

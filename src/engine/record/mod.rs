@@ -19,10 +19,10 @@ mod plan;
 mod quoted;
 mod validation;
 
-pub use escape::{Escaped, escape_json, is_invisible};
+pub use escape::{Escaped, Printable, escape_json, is_invisible};
 pub use field::{Field, FieldSet};
-pub use limit::{DEFAULT_LIMIT_NAME, Limit, LimitRef, MAX_LIMITS, Per};
-pub use limit_syntax::{LimitError, is_limit_name, parse_limits, parse_rate};
+pub use limit::{CREDITS_NAME, DEFAULT_LIMIT_NAME, Limit, LimitRef, MAX_LIMITS, Per};
+pub use limit_syntax::{LimitError, is_limit_name, parse_limits, parse_rate, parse_rule};
 pub(crate) use origin::OriginRef;
 pub use origin::{Origin, OriginError};
 pub(crate) use plan::merge_limits;
@@ -64,7 +64,7 @@ pub struct KeyRecord<'a> {
     /// The digest of the key; unique in an export.
     pub hash: Digest,
     /// 1..=[`MAX_KEY_ID`] bytes. Rows with the same id belong to one key in rotation and share its
-    /// buckets.
+    /// balances.
     pub key_id: &'a str,
     /// The owner of the key.
     pub owner: &'a str,

@@ -78,6 +78,11 @@ impl Plans {
         }
     }
 
+    /// Whether any plan has a limit of this name.
+    pub fn has_limit(&self, name: &str) -> bool {
+        self.limits.values().flat_map(|limits| limits.iter()).any(|limit| *limit.name == *name)
+    }
+
     /// The most bytes that the name of a plan and that of one of its limits have together.
     pub(crate) fn longest_texts(&self) -> usize {
         let name = |limits: &[Limit]| limits.iter().map(|limit| limit.name.len()).max().unwrap_or(0);
@@ -85,20 +90,24 @@ impl Plans {
     }
 }
 
-/// The limits of a key: those of its plan that the row does not replace, and those of its row.
+/// The limits of a key: those of its plan, in the order of the configuration, each replaced by the
+/// limit of the row with the same name if there is one; then the other limits of its row.
 pub(crate) fn merge_limits<'l>(
     plan: &'l [Limit],
     row: impl Iterator<Item = LimitRef<'l>> + Clone,
 ) -> Vec<LimitRef<'l>> {
-    let is_replaced = |limit: &LimitRef<'_>| row.clone().any(|own| own.name == limit.name);
-    let of_plan = plan.iter().map(Limit::as_ref).filter(|limit| !is_replaced(limit));
-    of_plan.chain(row.clone()).collect()
+    let of_plan = plan.iter().map(|limit| {
+        let own = row.clone().find(|own| *own.name == *limit.name);
+        own.unwrap_or_else(|| limit.as_ref())
+    });
+    let others = row.clone().filter(|own| plan.iter().all(|limit| *limit.name != *own.name));
+    of_plan.chain(others).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Per, parse_limits, parse_rate};
+    use crate::record::{Per, parse_limits, parse_rule};
 
     fn limits(text: &str) -> Vec<Limit> {
         parse_limits(text).expect("limits")
@@ -130,21 +139,24 @@ mod tests {
     fn invalid_plans_are_refused() {
         let long: Box<str> = "p".repeat(MAX_NAME + 1).into();
         assert_eq!(Plans::new([(long.clone(), vec![])], None), Err(PlansError::Name(long)));
-        let many = (0..=MAX_LIMITS).map(|n| Limit::new(format!("l{n}"), parse_rate("1/s").expect("a rate")));
+        let many =
+            (0..=MAX_LIMITS).map(|n| Limit::new(format!("l{n}"), parse_rule("l", "1/s").expect("a rule")));
         assert_eq!(Plans::new([("p".into(), many.collect())], None), Err(PlansError::TooMany("p".into())));
         assert_eq!(Plans::new([], Some("p".into())), Err(PlansError::NoDefault("p".into())));
     }
 
     #[test]
     fn limit_of_the_row_replaces_the_limit_of_the_plan() {
-        let shared = Limit { per: Per::Owner, ..Limit::new("daily", parse_rate("1000/d").expect("a rate")) };
+        let shared =
+            Limit { per: Per::Owner, ..Limit::new("daily", parse_rule("daily", "1000/d").expect("a rule")) };
         let plan = [limits("requests=10/s"), vec![shared.clone()]].concat();
         let row = limits("burst=5/s; requests=50/s");
+        let [burst, requests] = [row[0].clone(), row[1].clone()];
         let merged = |plan| {
             let all = merge_limits(plan, row.iter().map(Limit::as_ref));
             all.into_iter().map(LimitRef::to_limit).collect::<Vec<_>>()
         };
-        assert_eq!(merged(&plan), [vec![shared], row.clone()].concat());
+        assert_eq!(merged(&plan), [requests, shared, burst], "it keeps the place of the plan's");
         assert_eq!(merged(&[]), row);
     }
 }

@@ -1,4 +1,4 @@
-//! Completing a snapshot: each limit of each key gets its bucket, which is one slot at one rate.
+//! Completing a snapshot: each limit of each key gets its bucket, which is one slot under one rule.
 //!
 //! Buckets are allocated by the identity of their limit ([`LimitId`]), so a balance follows its
 //! limit regardless of other changes:
@@ -8,12 +8,13 @@
 //! * A limit with `per = "owner"` has one bucket per owner, regardless of the plans of the owner's
 //!   keys. Changing plans, back and forth or while the daemon is down, does not refill the bucket.
 //!   If an owner's keys are on plans that define the limit differently, there is one bucket per
-//!   rate, all with the same limit identity. Whenever the rates change, even after a time without
-//!   any bucket, all of them start with the lowest balance that any of them had left.
+//!   rule, all with the same limit identity. Whenever the rules change, even after a time without
+//!   any bucket, all of them start with the lowest balance that any of them had left. Windows of the
+//!   same period, and credits, share one bucket whatever their counts are.
 
 use std::collections::HashMap;
 
-use crate::limiter::{Allocation, BucketRef, LimitId, Rate};
+use crate::limiter::{Allocation, BucketRef, LimitBuckets, LimitId, Rule, RuleKind};
 use crate::record::{LimitRef, Per};
 use crate::snapshot::diff::RowMap;
 use crate::snapshot::entry::Entry;
@@ -32,10 +33,16 @@ pub enum BucketError {
 }
 
 /// The buckets of the limits that owners share, by [id](LimitId::for_owner): one bucket, or one per
-/// rate.
+/// rule.
 pub(super) type OwnerBuckets = HashMap<LimitId, Vec<BucketRef>, IdHasher>;
 
 impl KeyTable {
+    /// Whether a key has a limit that is not a token bucket: nothing but its saved balance shows what
+    /// was spent of it.
+    pub fn has_counted_limits(&self) -> bool {
+        self.policies.rules().any(|rule| rule.kind() != RuleKind::Bucket)
+    }
+
     /// Allocates the buckets of all keys, reusing those of `previous`, and completes the snapshot.
     ///
     /// # Errors
@@ -61,12 +68,14 @@ impl KeyTable {
         meta: SnapshotMeta,
     ) -> Result<Snapshot, BucketError> {
         self.inherit_peppers(row_map, &meta.global_policy);
+        let limit_names = self.policies.limit_names();
         if row_map.old.is_none() && self.assign_rows(allocation).is_some() {
             return Ok(Snapshot {
                 meta,
                 keys: self,
                 slot_lists: Box::default(),
                 owner_buckets: OwnerBuckets::default(),
+                limit_names,
             });
         }
         let owner_buckets = self.assign_owner_buckets(allocation, row_map.old)?;
@@ -83,7 +92,7 @@ impl KeyTable {
             };
             self.entries[at].buckets = buckets;
         }
-        Ok(Snapshot { meta, keys: self, slot_lists: slot_lists.into(), owner_buckets })
+        Ok(Snapshot { meta, keys: self, slot_lists: slot_lists.into(), owner_buckets, limit_names })
     }
 
     /// The shortcut for a first snapshot in which every key has one limit of its own: the bucket of
@@ -119,12 +128,12 @@ impl KeyTable {
             slot = if is_owner_bucket(entry, limit) {
                 let buckets =
                     owner_buckets.get(&self.owner_limit_id(entry, limit)).ok_or(BucketError::Inconsistent)?;
-                buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(BucketError::Inconsistent)?.slot
+                let of_rule = |bucket: &&BucketRef| bucket.rule.shares_words_with(limit.rule);
+                buckets.iter().find(of_rule).ok_or(BucketError::Inconsistent)?.slot
             } else {
-                let previous = old.and_then(|old| old.own_bucket(limit.name));
-                allocation
-                    .assign(|| LimitId::for_key(self.key_id(entry), limit.name), previous, limit.rate)
-                    .ok_or(BucketError::TooMany)?
+                let previous = old.and_then(|old| old.own_bucket(limit));
+                let id = || LimitId::for_key(self.key_id(entry), limit.name, limit.rule.kind());
+                allocation.assign(id, previous, limit.rule).ok_or(BucketError::TooMany)?
             };
             if limits.len() > 1 {
                 slot_lists.push(slot);
@@ -140,24 +149,25 @@ impl KeyTable {
         previous: Option<&Snapshot>,
     ) -> Result<OwnerBuckets, BucketError> {
         let mut owner_buckets = OwnerBuckets::default();
-        for (id, rates) in self.owner_rates() {
+        for (id, rules) in self.owner_rules() {
             let previous = previous.and_then(|old| old.owner_buckets.get(&id)).map_or(&[][..], Vec::as_slice);
-            let buckets = allocation.assign_all(id, previous, &rates).ok_or(BucketError::TooMany)?;
+            let buckets = allocation.assign_all(id, previous, &rules).ok_or(BucketError::TooMany)?;
             owner_buckets.insert(id, buckets);
         }
         Ok(owner_buckets)
     }
 
-    /// The buckets that owners share, with the rates that their plans define.
-    fn owner_rates(&self) -> HashMap<LimitId, Vec<Rate>, IdHasher> {
-        let mut rates: HashMap<LimitId, Vec<Rate>, IdHasher> = HashMap::default();
+    /// The buckets that owners share, with the rules that their plans and rows define. Of rules that
+    /// share a word, one is enough.
+    fn owner_rules(&self) -> HashMap<LimitId, Vec<Rule>, IdHasher> {
+        let mut rules: HashMap<LimitId, Vec<Rule>, IdHasher> = HashMap::default();
         let has_owner_limit: Vec<bool> = self
             .policies
             .iter()
             .map(|policy| policy.policy_limits().iter().any(|limit| limit.per == Per::Owner))
             .collect();
         if !has_owner_limit.contains(&true) {
-            return rates;
+            return rules;
         }
         let sharing = self.entries.iter().zip(0..).filter(|(entry, at)| {
             // Rows in rotation are charged like the first of them, whose number `buckets` still
@@ -168,17 +178,17 @@ impl KeyTable {
             let limits = self.policies.limits_of(entry.policy);
             let limits = limits.iter().map(|limit| self.policies.limit(limit));
             for limit in limits.filter(|limit| is_owner_bucket(entry, *limit)) {
-                let of_bucket = rates.entry(self.owner_limit_id(entry, limit)).or_default();
-                if !of_bucket.contains(&limit.rate) {
-                    of_bucket.push(limit.rate);
+                let of_limit = rules.entry(self.owner_limit_id(entry, limit)).or_default();
+                if !of_limit.iter().any(|rule| rule.shares_words_with(limit.rule)) {
+                    of_limit.push(limit.rule);
                 }
             }
         }
-        rates
+        rules
     }
 
     fn owner_limit_id(&self, entry: &Entry, limit: LimitRef<'_>) -> LimitId {
-        LimitId::for_owner(self.owner(entry), limit.name)
+        LimitId::for_owner(self.owner(entry), limit.name, limit.rule.kind())
     }
 }
 
@@ -186,7 +196,7 @@ impl Snapshot {
     /// The id of a limit of this entry.
     pub(super) fn limit_id(&self, entry: &Entry, limit: LimitRef<'_>) -> LimitId {
         if !is_owner_bucket(entry, limit) {
-            return LimitId::for_key(self.keys.key_id(entry), limit.name);
+            return LimitId::for_key(self.keys.key_id(entry), limit.name, limit.rule.kind());
         }
         self.keys.owner_limit_id(entry, limit)
     }
@@ -198,12 +208,27 @@ fn is_owner_bucket(entry: &Entry, limit: LimitRef<'_>) -> bool {
     limit.per == Per::Owner && entry.owner != 0
 }
 
+impl<'s> Key<'s> {
+    /// The limits of the key with their buckets, and whether the key shares them with its owner's other
+    /// keys.
+    pub fn limit_buckets(self) -> impl Iterator<Item = (LimitRef<'s>, LimitBuckets<'s>, bool)> {
+        self.policy().limits().zip(self.slots()).map(move |(limit, slot)| {
+            let id = self.snapshot.limit_id(self.entry, limit);
+            let is_shared = is_owner_bucket(self.entry, limit);
+            let shared = self.snapshot.owner_buckets.get(&id).filter(|_| is_shared);
+            let shared = shared.map_or(&[][..], Vec::as_slice);
+            let bucket = BucketRef { slot: *slot, rule: limit.rule };
+            (limit, LimitBuckets { id, bucket, shared }, is_shared)
+        })
+    }
+}
+
 impl Key<'_> {
-    /// The key's own bucket for the limit with this name, if it has one.
-    fn own_bucket(self, limit: &str) -> Option<BucketRef> {
+    /// The key's own bucket for the limit with this name and kind, if it has one.
+    fn own_bucket(self, limit: LimitRef<'_>) -> Option<BucketRef> {
         let mut buckets = self.policy().limits().zip(self.slots());
-        let (limit, slot) =
-            buckets.find(|(own, _)| own.name == limit && !is_owner_bucket(self.entry, *own))?;
-        Some(BucketRef { slot: *slot, rate: limit.rate })
+        let is_same = |own: LimitRef<'_>| own.name == limit.name && own.rule.kind() == limit.rule.kind();
+        let (limit, slot) = buckets.find(|(own, _)| is_same(*own) && !is_owner_bucket(self.entry, *own))?;
+        Some(BucketRef { slot: *slot, rule: limit.rule })
     }
 }

@@ -18,6 +18,11 @@ pub struct Key<'s> {
 }
 
 impl<'s> Key<'s> {
+    /// The snapshot that the key is in.
+    pub(crate) fn snapshot(self) -> &'s Snapshot {
+        self.snapshot
+    }
+
     /// The number of its entry.
     pub fn entry_number(self) -> EntryNumber {
         self.number
@@ -53,7 +58,8 @@ impl<'s> Key<'s> {
         self.snapshot.keys.policies.policy(self.policy)
     }
 
-    /// The status in force: the row's own, unless an operator or a refused source has narrowed it.
+    /// The status in the entry: the row's own, unless an operator or a refused source has narrowed
+    /// it. An [overlay](crate::snapshot::Overlay) may have a later one.
     #[inline]
     pub fn status(self) -> Status {
         self.entry.status.in_force()
@@ -109,11 +115,12 @@ impl<'s> Key<'s> {
         }
     }
 
-    /// Writes the charges of one request to `charges` and returns how many there are.
-    pub fn charges(self, charges: &mut [Charge]) -> usize {
+    /// Writes the charges of a request that costs `cost` on each limit to `charges`, and returns how
+    /// many there are.
+    pub fn charges(self, cost: u32, charges: &mut [Charge]) -> usize {
         let policy = self.policy();
         for ((charge, limit), slot) in charges.iter_mut().zip(policy.policy_limits()).zip(self.slots()) {
-            *charge = Charge { slot: *slot, rate: limit.rate, shadow: limit.shadow };
+            *charge = Charge { slot: *slot, rule: limit.rule, cost, shadow: limit.shadow };
         }
         // Not the number of charges written: a limit that is missing must not let a request pass.
         policy.limit_count().min(MAX_CHARGES)

@@ -210,12 +210,12 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Plans, parse_limits, parse_rate};
+    use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Plans, parse_limits, parse_rule};
 
     /// A default plan with as many limits as possible, and the longest names.
     fn largest_plan() -> Plans {
-        let rate = parse_rate("9/s").expect("a rate");
-        let limits = (0..MAX_LIMITS).map(|at| Limit::new(format!("{at:0MAX_NAME$}"), rate));
+        let rule = parse_rule("l", "9/s").expect("a rule");
+        let limits = (0..MAX_LIMITS).map(|at| Limit::new(format!("{at:0MAX_NAME$}"), rule));
         let name: Box<str> = "p".repeat(MAX_NAME).into();
         Plans::new([(name.clone(), limits.collect())], Some(name)).expect("a plan")
     }

@@ -3,21 +3,20 @@
 use std::sync::Arc;
 
 use crate::global_policy::GlobalPolicy;
-use crate::limiter::TICKS_PER_NANOSECOND;
 use crate::now::Now;
 
-const TICKS_PER_SECOND: u64 = 1_000_000_000 * TICKS_PER_NANOSECOND;
+const NANOSECONDS_PER_SECOND: u64 = 1_000_000_000;
 
 /// The properties of a snapshot that hold for all of its keys.
 #[derive(Clone, Debug, Default)]
 pub struct SnapshotMeta {
-    /// Number of the snapshot; the first is 1.
+    /// The [table generation](crate::snapshot::Snapshot::table_generation).
     pub generation: u64,
     /// Unix second at which the source was written, according to the file. It can lie in the
     /// future.
     pub source_time: u32,
-    /// [Ticks](Now::ticks) at which this process first loaded a source with this `source_time`.
-    pub first_loaded_ticks: u64,
+    /// [Nanoseconds](Now::nanoseconds) at which this process first loaded a source with this `source_time`.
+    pub first_loaded: u64,
     /// The global policy.
     pub global_policy: Arc<GlobalPolicy>,
 }
@@ -37,7 +36,7 @@ impl SnapshotMeta {
     ///   clock is set back.
     pub fn source_age(&self, now: Now) -> u32 {
         let by_wall_clock = now.unix.saturating_sub(self.source_time);
-        let since_load = now.ticks.saturating_sub(self.first_loaded_ticks) / TICKS_PER_SECOND;
+        let since_load = now.nanoseconds.saturating_sub(self.first_loaded) / NANOSECONDS_PER_SECOND;
         by_wall_clock.max(u32::try_from(since_load).unwrap_or(u32::MAX))
     }
 
@@ -58,7 +57,11 @@ mod tests {
 
     /// `after` seconds past the load, with a wall clock that is `ahead` seconds fast.
     fn now(after: i64, ahead: i64) -> Now {
-        Now { ticks: 1 + after as u64 * TICKS_PER_SECOND, unix: (NOON + after + ahead) as u32 }
+        Now {
+            nanoseconds: 1 + after as u64 * NANOSECONDS_PER_SECOND,
+            unix: (NOON + after + ahead) as u32,
+            millisecond: 0,
+        }
     }
 
     #[test]
@@ -101,7 +104,7 @@ mod tests {
                 Arc::new(GlobalPolicy { max_staleness: Some(HOUR as u32), ..GlobalPolicy::default() });
             let meta = SnapshotMeta {
                 source_time: (NOON + written) as u32,
-                first_loaded_ticks: now(0, 0).ticks,
+                first_loaded: now(0, 0).nanoseconds,
                 global_policy,
                 generation: 1,
             };
@@ -118,7 +121,11 @@ mod tests {
     #[test]
     fn source_age_saturates_and_is_unlimited_without_max_staleness() {
         let meta = SnapshotMeta { source_time: u32::MAX, ..SnapshotMeta::default() };
-        assert_eq!(meta.source_age(Now { ticks: 0, unix: 0 }), 0);
-        assert!(!SnapshotMeta::default().is_stale(Now { ticks: u64::MAX, unix: u32::MAX - 1 }));
+        assert_eq!(meta.source_age(Now::default()), 0);
+        assert!(!SnapshotMeta::default().is_stale(Now {
+            nanoseconds: u64::MAX,
+            unix: u32::MAX - 1,
+            millisecond: 999
+        }));
     }
 }

@@ -19,7 +19,10 @@
 //! Three atomic fields of an entry change after publication: `status` (an operator's revocation,
 //! [`revocation`], and what a refused source takes away, [`takeaways`]), `expires_at` (a refused
 //! source can bring it forward), and `pepper` (which of two peppers the row is hashed with,
-//! [`peppers`]).
+//! [`peppers`]). The first two decide answers. They change only while an [`Overlay`] covers the row,
+//! so a [`View`] never changes.
+
+use std::collections::HashSet;
 
 use keyward_memory::prefetch;
 use subtle::ConstantTimeEq;
@@ -38,6 +41,7 @@ mod key;
 mod key_table;
 mod memory_estimate;
 mod meta;
+mod overlay;
 mod peppers;
 mod policy;
 mod revocation;
@@ -49,6 +53,7 @@ mod takeaways;
 mod test_record;
 #[cfg(test)]
 pub(crate) mod tests;
+mod view;
 
 pub use buckets::BucketError;
 use buckets::OwnerBuckets;
@@ -64,19 +69,26 @@ pub use key::Key;
 pub use key_table::KeyTable;
 pub use memory_estimate::MALLOC_HEAP_BYTES;
 pub use meta::SnapshotMeta;
+pub(crate) use overlay::Access;
+pub use overlay::{Overlay, OwnerNumber, RowTakeaways};
 
 pub use policy::Policy;
+pub(crate) use policy::PolicyLimit;
+pub use revocation::NamedRow;
 pub use row_policy::RowPolicies;
 pub use summary::Summary;
 pub use takeaways::{Takeaway, Takeaways};
+pub use view::View;
 
-/// A complete set of keys with a generation number. See the [module](self).
+/// A complete set of keys. See the [module](self).
 pub struct Snapshot {
     meta: SnapshotMeta,
     keys: KeyTable,
     /// The bucket slots of the keys with several limits, one list after another.
     slot_lists: Box<[u32]>,
     owner_buckets: OwnerBuckets,
+    /// The names of all limits.
+    limit_names: HashSet<Box<str>>,
 }
 
 /// The number of an entry in its snapshot.
@@ -108,6 +120,11 @@ fn same_digest(a: &Digest, b: &Digest) -> bool {
 /// A look-up has three steps, so that the look-ups of a batch overlap: each step prefetches what
 /// the next one reads.
 impl Snapshot {
+    /// Whether any key has a limit of this name.
+    pub fn has_limit(&self, name: &str) -> bool {
+        self.limit_names.contains(name)
+    }
+
     /// Step 1: hashes the digest and prefetches the group of the index that may hold it.
     #[inline]
     pub(crate) fn index_hash(&self, digest: &Digest) -> IndexHash {
@@ -175,9 +192,16 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// The generation: the number of this snapshot. The first is 1.
-    pub fn generation(&self) -> u64 {
+    /// The table generation: the generation in which this snapshot came into force. Answers carry
+    /// it, or a later one if anything has been revoked since ([`View`]).
+    pub fn table_generation(&self) -> u64 {
         self.meta.generation
+    }
+
+    /// Sets the [table generation](Self::table_generation), which is known only when the snapshot
+    /// comes into force.
+    pub fn set_table_generation(&mut self, generation: u64) {
+        self.meta.generation = generation;
     }
 
     /// The generation, the age and the global policy.
@@ -218,7 +242,7 @@ impl Snapshot {
             let limits = key.policy().limits().zip(key.slots());
             limits.map(move |(limit, slot)| {
                 let id = move || key.snapshot.limit_id(key.entry, limit);
-                (BucketRef { slot: *slot, rate: limit.rate }, id)
+                (BucketRef { slot: *slot, rule: limit.rule }, id)
             })
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! A source can be refused because of bad rows. Its other rows may revoke a key, disable it or
 //! bring its expiry forward; nothing else in them takes effect, and nothing is granted. Takeaways
-//! are marked in the snapshot in force and end with it, because the next snapshot comes from an
+//! apply to the snapshot in force and end with it, because the next snapshot comes from an
 //! accepted source.
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ pub enum Takeaway {
     /// The key is disabled.
     Disabled,
     /// The key expires at this Unix second.
-    #[serde(rename = "end")]
+    #[serde(rename = "end")] // As the first version has written it.
     ExpiresAt(u32),
 }
 
@@ -115,7 +115,8 @@ fn is_usable_without_takeaways(entry: &Entry, now: u32) -> bool {
 }
 
 impl Snapshot {
-    /// Applies takeaways. If the snapshot is published, the caller then advances the epoch.
+    /// Applies takeaways to the entries. If the snapshot is published, an
+    /// [overlay](crate::snapshot::Overlay) must cover their rows in every view that is in use.
     pub fn apply_takeaways(&self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (digest, takeaway) in takeaways {
             let Some(Key { entry, .. }) = self.find(&digest) else { continue };

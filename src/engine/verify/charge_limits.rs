@@ -1,10 +1,8 @@
 //! Charges the limits of a key and records the outcome in the decision.
 
-use keyward_protocol::Verdict;
-
 use super::{Decision, Verifier};
-use crate::limiter::{Bucket, Charge, DecidingLimit, MAX_CHARGES, Outcome, Rate, SingleOutcome};
-use crate::snapshot::Key;
+use crate::limiter::{Bucket, Charge, DecidingLimit, MAX_CHARGES, Outcome, Rule, SingleOutcome};
+use crate::snapshot::{Key, PolicyLimit};
 
 /// A newer snapshot has taken over a bucket of this one. Nothing was charged or refunded; the
 /// request has to be decided again with the newer snapshot.
@@ -13,7 +11,7 @@ use crate::snapshot::Key;
 pub struct Superseded;
 
 /// The initial value of an array of charges.
-pub(super) const NO_CHARGE: Charge = Charge { slot: 0, rate: Rate::SLOWEST, shadow: false };
+pub(super) const NO_CHARGE: Charge = Charge { slot: 0, rule: Rule::SLOWEST, cost: 0, shadow: false };
 
 impl<'s> Verifier<'s> {
     /// Charges `cost` to the limits of `key`. `bucket` is the bucket of its first limit.
@@ -27,7 +25,6 @@ impl<'s> Verifier<'s> {
         cost: u32,
         decision: &mut Decision<'s>,
     ) -> Result<(), Superseded> {
-        let now = self.now.ticks;
         let policy = key.policy();
         if policy.limit_count() == 0 {
             decision.cost = cost;
@@ -36,30 +33,28 @@ impl<'s> Verifier<'s> {
         let only = if policy.limit_count() == 1 { policy.limit_at(0) } else { None };
         match only {
             // The common case needs no array of charges.
-            Some(only) if !only.shadow && cost > 0 => {
+            Some(PolicyLimit { rule: Rule::Bucket { rate, overdraft }, shadow: false, .. }) if cost > 0 => {
                 let Some(bucket) = bucket else { return Err(Superseded) };
-                let balance = match self.limiter.charge_single(bucket, only.rate, now, cost) {
+                match self.limiter.charge_single(bucket, *rate, self.now.nanoseconds, cost) {
                     SingleOutcome::Admitted(balance) => {
                         decision.cost = cost;
-                        balance
+                        decision.limit_report.limit = Some(DecidingLimit { position: 0, balance });
+                        Ok(())
                     }
-                    SingleOutcome::Refused(balance) => {
-                        decision.verdict = Verdict::RateLimited;
-                        balance
+                    SingleOutcome::Misfit => {
+                        match self.limiter.refuse_single(bucket, *rate, *overdraft, cost) {
+                            Some(outcome) => record(&outcome, cost, decision),
+                            None => self.charge_several_limits(key, cost, decision),
+                        }
                     }
-                    SingleOutcome::ExceedsBurst(balance) => {
-                        decision.verdict = Verdict::CostExceedsBurst;
-                        balance
-                    }
-                    SingleOutcome::Superseded => return Err(Superseded),
-                };
-                decision.limit_report.limit = Some(DecidingLimit { position: 0, balance });
+                    SingleOutcome::Superseded => Err(Superseded),
+                }
             }
-            _ => return self.charge_several_limits(key, cost, decision),
+            _ => self.charge_several_limits(key, cost, decision),
         }
-        Ok(())
     }
 
+    #[inline(never)]
     fn charge_several_limits(
         &self,
         key: Key<'s>,
@@ -67,16 +62,15 @@ impl<'s> Verifier<'s> {
         decision: &mut Decision<'s>,
     ) -> Result<(), Superseded> {
         let mut charges = [NO_CHARGE; MAX_CHARGES];
-        let count = key.charges(&mut charges);
-        let (verdict, report) = match self.limiter.charge(&charges[..count], self.now.ticks, cost) {
-            Outcome::Admitted(report) => (Verdict::Allowed, report),
-            Outcome::Refused(report) => (Verdict::RateLimited, report),
-            Outcome::ExceedsBurst(report) => (Verdict::CostExceedsBurst, report),
-            Outcome::Superseded => return Err(Superseded),
-        };
-        decision.verdict = verdict;
-        decision.limit_report = report;
-        decision.cost = if verdict.is_allowed() { cost } else { 0 };
-        Ok(())
+        let count = key.charges(cost, &mut charges);
+        record(&self.limiter.charge(&charges[..count], self.now, None), cost, decision)
     }
+}
+
+/// Records the outcome of a charge in the decision.
+fn record(outcome: &Outcome, cost: u32, decision: &mut Decision<'_>) -> Result<(), Superseded> {
+    decision.verdict = outcome.verdict().ok_or(Superseded)?;
+    decision.limit_report = outcome.report().unwrap_or_default();
+    decision.cost = if decision.verdict.is_allowed() { cost } else { 0 };
+    Ok(())
 }

@@ -15,12 +15,21 @@ impl Verifier<'_> {
     /// [`Verdict::MalformedKey`] if a raw key has a minted prefix and a wrong checksum.
     #[inline]
     pub(super) fn digest(&self, credential: Credential<'_>) -> Result<Digest, Verdict> {
-        match (credential, &self.global_policy.peppers) {
-            (Credential::Digest(digest), _) => Ok(digest),
-            (Credential::RawKey(key), _) if self.is_malformed(key) => Err(Verdict::MalformedKey),
-            (Credential::RawKey(key), None) => Ok(key_format::hash(key)),
-            (Credential::RawKey(key), Some(peppers)) => Ok(peppers.current.hash(key)),
+        match credential {
+            Credential::Digest(digest) => Ok(digest),
+            Credential::RawKey(key) => self.hash_key(key),
         }
+    }
+
+    /// [`digest`](Self::digest) for a raw key.
+    pub(super) fn hash_key(&self, key: &[u8]) -> Result<Digest, Verdict> {
+        if self.is_malformed(key) {
+            return Err(Verdict::MalformedKey);
+        }
+        Ok(match &self.global_policy.peppers {
+            None => key_format::hash(key),
+            Some(peppers) => peppers.current.hash(key),
+        })
     }
 
     fn is_malformed(&self, key: &[u8]) -> bool {

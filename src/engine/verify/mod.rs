@@ -31,12 +31,13 @@ use crate::global_policy::GlobalPolicy;
 use crate::limiter::{Bucket, Limiter};
 use crate::now::Now;
 use crate::record::Digest;
-use crate::snapshot::{EntryNumber, IndexHash, Key, Snapshot};
+use crate::snapshot::{EntryNumber, IndexHash, Key, Snapshot, View};
 
+mod adjust;
 mod charge_limits;
 mod credential;
 mod decision;
-mod refund;
+mod detailed_charge;
 mod restrictions;
 mod stages;
 #[cfg(test)]
@@ -59,8 +60,8 @@ const SUB_BATCH_SIZE: usize = 4;
 /// The inputs of a decision.
 #[derive(Clone, Copy)]
 pub struct Verifier<'s> {
-    /// The snapshot in force. `None` until the first one is loaded: the verdict is then NOT_READY.
-    pub snapshot: Option<&'s Snapshot>,
+    /// The keys in force. `None` until the first ones are loaded: the verdict is then NOT_READY.
+    pub view: Option<View<'s>>,
     /// The token buckets.
     pub limiter: &'s Limiter,
     /// The global policy in force.
@@ -92,7 +93,7 @@ impl<'s> Verifier<'s> {
     /// bucket of this one. The caller then decides the remaining requests with the newer snapshot;
     /// nothing was charged for them.
     #[inline]
-    pub fn verify(&self, requests: &[Verify<'_>], mut answer: impl FnMut(&Decision<'s>)) -> usize {
+    pub fn verify(&self, requests: &[Verify<'_>], mut answer: impl FnMut(&Decision<'_>)) -> usize {
         let mut answered = 0;
         for batch in requests.chunks(BATCH_SIZE) {
             let done = self.verify_batch(batch, &mut answer);
@@ -106,13 +107,14 @@ impl<'s> Verifier<'s> {
 
     /// [`verify`](Self::verify) for at most [`BATCH_SIZE`] requests; more are not decided.
     #[inline]
-    pub fn verify_batch(&self, requests: &[Verify<'_>], mut answer: impl FnMut(&Decision<'s>)) -> usize {
+    pub fn verify_batch(&self, requests: &[Verify<'_>], mut answer: impl FnMut(&Decision<'_>)) -> usize {
         let requests = requests.get(..BATCH_SIZE).unwrap_or(requests);
-        let Some(snapshot) = self.snapshot else {
+        let Some(view) = self.view else {
             return deny_all(requests, Verdict::NotReady, 0, &mut answer);
         };
+        let snapshot = view.snapshot;
         if self.is_stale(snapshot) {
-            return deny_all(requests, Verdict::StaleSnapshot, snapshot.generation(), &mut answer);
+            return deny_all(requests, Verdict::StaleSnapshot, view.generation, &mut answer);
         }
         let mut pending = Batch::new();
         // The number of requests that have left each stage. In a round, each stage takes what the
@@ -131,10 +133,10 @@ impl<'s> Verifier<'s> {
             stages::look_up(snapshot, &mut pending[to_look_up]);
 
             evaluated = to_evaluate.end;
-            self.evaluate(snapshot, &requests[to_evaluate.clone()], &mut pending[to_evaluate]);
+            self.evaluate(view, &requests[to_evaluate.clone()], &mut pending[to_evaluate]);
 
             let done = self.charge_and_answer(
-                snapshot,
+                view.generation,
                 &requests[to_charge.clone()],
                 &pending[to_charge.clone()],
                 &mut answer,
@@ -152,11 +154,11 @@ impl<'s> Verifier<'s> {
     }
 }
 
-fn deny_all<'s>(
+fn deny_all(
     requests: &[Verify<'_>],
     verdict: Verdict,
     generation: u64,
-    answer: &mut impl FnMut(&Decision<'s>),
+    answer: &mut impl FnMut(&Decision<'_>),
 ) -> usize {
     for request in requests {
         answer(&Decision::without_key(request.request_id, verdict, generation));

@@ -8,13 +8,43 @@
 use keyward_protocol::{ScopeMode, Verdict, Verify};
 
 use crate::record::Status;
-use crate::snapshot::{Key, Policy};
+use crate::snapshot::{Access, Key, Overlay, Policy};
 
 /// Returns the verdict of the first restriction that denies `request` at the Unix second `now`, in
 /// the order of SPEC.md section 7; `None` if the key may be used in this way.
 #[inline]
-pub(super) fn first_denial(request: &Verify<'_>, key: Key<'_>, now: u32) -> Option<Verdict> {
-    match key.status() {
+pub(super) fn first_denial(
+    request: &Verify<'_>,
+    key: Key<'_>,
+    overlay: Option<&Overlay>,
+    now: u32,
+) -> Option<Verdict> {
+    match overlay {
+        None => first_denial_of(request, key, key.access(), now),
+        Some(overlay) => first_denial_by_overlay(request, key, overlay, now),
+    }
+}
+
+/// Apart from the common case, in which there is no overlay.
+#[cold]
+#[inline(never)]
+fn first_denial_by_overlay(
+    request: &Verify<'_>,
+    key: Key<'_>,
+    overlay: &Overlay,
+    now: u32,
+) -> Option<Verdict> {
+    first_denial_of(request, key, overlay.access(key), now)
+}
+
+#[inline(always)]
+fn first_denial_of(
+    request: &Verify<'_>,
+    key: Key<'_>,
+    Access { status, expires_at }: Access,
+    now: u32,
+) -> Option<Verdict> {
+    match status {
         Status::Revoked => return Some(Verdict::Revoked),
         Status::Disabled => return Some(Verdict::Disabled),
         Status::Active => {}
@@ -22,7 +52,7 @@ pub(super) fn first_denial(request: &Verify<'_>, key: Key<'_>, now: u32) -> Opti
     if now < key.not_before() {
         return Some(Verdict::NotYetValid);
     }
-    if now >= key.expires_at() {
+    if now >= expires_at {
         return Some(Verdict::Expired);
     }
     let policy = key.policy();

@@ -2,23 +2,31 @@
 
 use std::sync::Arc;
 
-use keyward_protocol::{Credential, Refund, ScopeMode, Scopes};
+use keyward_protocol::{CostsBuf, Credential, Debit, Refund, ScopeMode, Scopes};
 use proptest::prelude::*;
 
 use super::*;
 use crate::key_format;
-use crate::limiter::{Rate, SlotAllocator};
+use crate::limiter::{Rate, Rule, SlotAllocator};
 use crate::record::{KeyRecord, Limit, Origin, Status};
-use crate::snapshot::{Builder, SnapshotMeta};
+use crate::snapshot::{Builder, SnapshotMeta, View};
 
 mod forgery;
 mod metadata;
+mod overlay;
 mod peppers;
 
 /// The seed of the index of a test's snapshot.
 const SEED: u64 = 0x5eed;
 
-const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
+const NOW: Now = Now { nanoseconds: 1 << 40, unix: 1_000_000, millisecond: 0 };
+
+/// What `read` returns for the decision about a refund.
+fn refunded<T>(verifier: &Verifier<'_>, refund: &Refund<'_>, read: impl FnOnce(&Decision<'_>) -> T) -> T {
+    let mut value = None;
+    verifier.refund(refund, |decision| value = Some(read(decision))).expect("no newer snapshot");
+    value.expect("an answer")
+}
 
 fn record(key: &str) -> KeyRecord<'_> {
     KeyRecord::new(key_format::hash(key.as_bytes()), key)
@@ -26,7 +34,8 @@ fn record(key: &str) -> KeyRecord<'_> {
 
 fn limits(rates: &[(&str, u64)]) -> Arc<[Limit]> {
     let limit = |(name, burst): &(&str, u64)| {
-        Limit::new(*name, Rate::new(1, 1_000_000_000, *burst).expect("in range"))
+        let rate = Rate::new(1, 1_000_000_000, *burst).expect("in range");
+        Limit::new(*name, Rule::bucket(rate, 0).expect("in range"))
     };
     rates.iter().map(limit).collect()
 }
@@ -46,7 +55,7 @@ fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
             SnapshotMeta {
                 generation: 7,
                 source_time: NOW.unix - 100,
-                first_loaded_ticks: NOW.ticks,
+                first_loaded: NOW.nanoseconds,
                 ..SnapshotMeta::default()
             },
         )
@@ -78,8 +87,12 @@ fn clock_steps_move_the_validity_of_keys_but_neither_spend_nor_refill_buckets() 
     let global_policy = GlobalPolicy::default();
     let verdict_at = |unix: u32| {
         let now = Now { unix, ..NOW };
-        let verifier =
-            Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now };
+        let verifier = Verifier {
+            view: Some(View::of(&snapshot)),
+            limiter: &limiter,
+            global_policy: &global_policy,
+            now,
+        };
         verdicts(&verifier, &[Verify::new(1, digest("k"))])[0]
     };
     assert_eq!(verdict_at(NOW.unix), Verdict::Allowed);
@@ -121,7 +134,7 @@ fn first_denial_in_order_of_precedence_is_the_verdict() {
     let mut global_policy = GlobalPolicy {
         minted_prefixes: vec!["acme_live_".parse().expect("a prefix")],
         max_staleness: Some(99),
-        peppers: None,
+        ..GlobalPolicy::default()
     };
     let limiter = Limiter::new();
     let mut have_snapshot = false;
@@ -149,8 +162,8 @@ fn first_denial_in_order_of_precedence_is_the_verdict() {
     ];
     for (expected, fix) in steps {
         let built = snapshot(&limiter, std::slice::from_ref(&key));
-        let snapshot = have_snapshot.then_some(&built);
-        let verifier = Verifier { snapshot, limiter: &limiter, global_policy: &global_policy, now: NOW };
+        let view = have_snapshot.then(|| View::of(&built));
+        let verifier = Verifier { view, limiter: &limiter, global_policy: &global_policy, now: NOW };
         let mut got = None;
         verifier.verify(&[request], |decision| {
             let answer = decision.answer();
@@ -179,8 +192,12 @@ fn denied_request_is_not_charged() {
     key.environment = "live";
     let snapshot = snapshot(&limiter, &[key]);
     let global_policy = GlobalPolicy::default();
-    let verifier =
-        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let verifier = Verifier {
+        view: Some(View::of(&snapshot)),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     let good = Verify::new(1, digest("k"));
     let wrong = Verify { environment: Some("test"), ..good };
     let expensive = Verify { cost: 2, ..good };
@@ -198,20 +215,22 @@ fn denied_request_is_not_charged() {
     );
 }
 
-/// After years of uptime, ticks no longer fit into a bucket, and nothing is admitted any more.
+/// After years of uptime the ticks of a bucket have wrapped around.
 #[test]
-fn balance_can_be_read_at_the_last_tick() {
+fn limits_hold_after_centuries() {
     let limiter = Limiter::new();
     let mut key = record("k");
     key.limits = limits(&[("only", 3)]);
     let snapshot = snapshot(&limiter, &[key]);
     let global_policy = GlobalPolicy::default();
-    let now = Now { ticks: u64::MAX, ..NOW };
+    let now = Now { nanoseconds: u64::MAX - (1 << 60), ..NOW };
     let verifier =
-        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now };
+        Verifier { view: Some(View::of(&snapshot)), limiter: &limiter, global_policy: &global_policy, now };
     let charge = Verify::new(1, digest("k"));
     let peek = Verify { cost: 0, ..charge };
-    assert_eq!(verdicts(&verifier, &[charge, peek]), [Verdict::RateLimited, Verdict::Allowed]);
+    let expected =
+        [Verdict::Allowed, Verdict::Allowed, Verdict::Allowed, Verdict::RateLimited, Verdict::Allowed];
+    assert_eq!(verdicts(&verifier, &[charge, charge, charge, charge, peek]), expected);
 }
 
 #[test]
@@ -221,8 +240,12 @@ fn every_limit_of_a_key_is_charged() {
     key.limits = limits(&[("large", 9), ("small", 2)]);
     let snapshot = snapshot(&limiter, &[key]);
     let global_policy = GlobalPolicy::default();
-    let verifier =
-        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let verifier = Verifier {
+        view: Some(View::of(&snapshot)),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     assert_eq!(
         verdicts(&verifier, &[Verify::new(1, digest("k")); 3]),
         [Verdict::Allowed, Verdict::Allowed, Verdict::RateLimited]
@@ -237,8 +260,12 @@ fn shadow_limit_alone_never_denies() {
     key.limits = enforced.iter().map(|limit| Limit { shadow: true, ..limit.clone() }).collect();
     let snapshot = snapshot(&limiter, &[key]);
     let global_policy = GlobalPolicy::default();
-    let verifier =
-        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let verifier = Verifier {
+        view: Some(View::of(&snapshot)),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     let mut answers = Vec::new();
     for cost in [1, 1, 5, 0] {
         let request = Verify { cost, ..Verify::new(1, digest("k")) };
@@ -250,6 +277,13 @@ fn shadow_limit_alone_never_denies() {
     assert_eq!(answers, [allowed(false, 1), allowed(true, 1), allowed(true, 5), allowed(false, 0)]);
 }
 
+/// The costs of a request for one limit only.
+fn only(limit: Option<&str>, cost: u32) -> CostsBuf {
+    let mut costs = CostsBuf::new();
+    limit.into_iter().for_each(|name| costs.push(name, cost).expect("a valid cost"));
+    costs
+}
+
 #[test]
 fn usage_is_the_row_and_what_was_charged_or_refunded() {
     let limiter = Limiter::new();
@@ -259,22 +293,30 @@ fn usage_is_the_row_and_what_was_charged_or_refunded() {
     single.limits = limits(&[("only", 2)]);
     let snapshot = snapshot(&limiter, &[record("free"), limited, single]);
     let global_policy = GlobalPolicy::default();
-    let verifier =
-        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let verifier = Verifier {
+        view: Some(View::of(&snapshot)),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     let usage = |key: &str, cost| {
         let mut usage = None;
         let request = Verify { cost, ..Verify::new(1, digest(key)) };
-        verifier.verify(&[request], |decision| usage = Some(decision.usage()));
+        verifier.verify(&[request], |decision| {
+            usage = Some(RequestUsage { changes: None, ..decision.usage() });
+        });
         usage.expect("an answer")
     };
     let refund = |key: &str, limit| {
-        let refund = Refund { request_id: 1, cost: 1, credential: digest(key), limit };
-        verifier.refund(&refund).expect("no newer snapshot").usage()
+        let costs = only(limit, 1);
+        let cost = u32::from(limit.is_none());
+        let refund = Refund { costs: costs.as_costs(), ..Refund::new(1, cost, digest(key)) };
+        refunded(&verifier, &refund, |decision| RequestUsage { changes: None, ..decision.usage() })
     };
     let of = |key: &str, cost| {
         let entry = snapshot.find(&key_format::hash(key.as_bytes())).map(Key::entry_number);
         assert!(entry.is_some());
-        RequestUsage { entry, cost }
+        RequestUsage { entry, cost, ..RequestUsage::default() }
     };
     assert_eq!(usage("free", 5), of("free", 5));
     for key in ["limited", "single"] {
@@ -290,6 +332,78 @@ fn usage_is_the_row_and_what_was_charged_or_refunded() {
     );
 }
 
+/// Position and amount of each limit that a request has changed, as the usage log records it.
+fn changed(usage: RequestUsage<'_>) -> Option<Vec<(usize, u32)>> {
+    let mut changed: Vec<_> = usage.changes?.iter().map(|of| (of.position, of.changed)).collect();
+    changed.sort_unstable();
+    Some(changed)
+}
+
+#[test]
+fn usage_has_what_each_limit_was_really_charged_debited_and_refunded() {
+    let limiter = Limiter::new();
+    let mut key = record("k");
+    key.limits = limits(&[("small", 5), ("soft", 4), ("large", 9)]);
+    Arc::make_mut(&mut key.limits)[1].shadow = true;
+    let snapshot = snapshot(&limiter, &[key]);
+    let global_policy = GlobalPolicy::default();
+    let verifier = Verifier {
+        view: Some(View::of(&snapshot)),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
+    let costs = |names: &[(&str, u32)]| {
+        let mut costs = CostsBuf::new();
+        names.iter().for_each(|(name, cost)| costs.push(name, *cost).expect("a valid cost"));
+        costs
+    };
+    let verify = |cost, names: &[(&str, u32)], want_balances| {
+        let (costs, mut usage) = (costs(names), None);
+        let costs = costs.as_costs();
+        let request = Verify { cost, costs, want_balances, ..Verify::new(1, digest("k")) };
+        verifier.verify(&[request], |decision| {
+            let shadow = decision.usage().shadow.first();
+            let shown = decision.answer().balances.map(|balances| balances.iter().count());
+            assert_eq!(shown, want_balances.then_some(2), "without the shadow limit");
+            usage = Some((decision.verdict(), decision.usage().cost, changed(decision.usage()), shadow));
+        });
+        usage.expect("an answer")
+    };
+    let allowed = |cost, changes: Option<[u32; 3]>, shadow| {
+        (Verdict::Allowed, cost, changes.map(|of| (0..).zip(of).collect()), shadow)
+    };
+    assert_eq!(verify(1, &[], false), allowed(1, None, None));
+    assert_eq!(verify(0, &[], true), allowed(0, None, None), "a peek");
+    assert_eq!(verify(1, &[], true), allowed(1, None, None), "every limit was charged the cost");
+    assert_eq!(verify(1, &[("large", 1)], false), allowed(1, None, None));
+    assert_eq!(verify(0, &[("large", 2)], false), allowed(0, Some([0, 0, 2]), None));
+    let without_soft = allowed(1, Some([1, 0, 0]), Some(1));
+    assert_eq!(verify(1, &[("large", 0), ("soft", 2)], true), without_soft);
+    let (verdict, cost, changes, _) = verify(2, &[("large", 1)], true);
+    assert_eq!((verdict, cost, changes), (Verdict::RateLimited, 0, None), "nothing was charged");
+    assert_eq!(verify(1, &[("lrage", 1)], true).2, None);
+
+    let (soft, mistyped) = (costs(&[("soft", 9)]), costs(&[("lrage", 9)]));
+    let debit = Debit { costs: soft.as_costs(), ..Debit::new(1, 3, digest("k")) };
+    let mut debited = None;
+    let done =
+        verifier.debit(&debit, |decision| debited = Some((decision.usage().cost, changed(decision.usage()))));
+    assert_eq!(
+        (done, debited),
+        (Ok(()), Some((3, Some(vec![(0, 1), (1, 1), (2, 3)])))),
+        "down to the floors"
+    );
+    let refund = Refund::new(1, 5, digest("k"));
+    let usage = refunded(&verifier, &refund, |decision| changed(decision.usage()));
+    assert_eq!(usage, Some(vec![(0, 5), (1, 4), (2, 5)]), "as far as it was spent");
+    let mistyped = Debit { costs: mistyped.as_costs(), ..Debit::new(1, 3, digest("k")) };
+    let done = verifier.debit(&mistyped, |decision| {
+        assert_eq!((decision.usage().cost, changed(decision.usage())), (0, None));
+    });
+    assert_eq!(done, Ok(()));
+}
+
 #[test]
 fn empty_network_or_origin_list_denies_every_request() {
     let limiter = Limiter::new();
@@ -299,8 +413,12 @@ fn empty_network_or_origin_list_denies_every_request() {
     origins.allowed_origins = Some([].into());
     let snapshot = snapshot(&limiter, &[networks, origins, record("open")]);
     let global_policy = GlobalPolicy::default();
-    let verifier =
-        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let verifier = Verifier {
+        view: Some(View::of(&snapshot)),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     let ips = [None, Some("::ffff:10.1.1.1"), Some("2001:db8::1"), Some("::")];
     for ip in ips.map(|ip| ip.map(|ip| ip.parse().expect("an address"))) {
         for origin in [None, Some("https://a.test"), Some("")] {
@@ -346,7 +464,7 @@ fn superseded_bucket_ends_the_batch_without_a_charge() {
 
     let global_policy = GlobalPolicy::default();
     let on = |snapshot| Verifier {
-        snapshot: Some(snapshot),
+        view: Some(View::of(snapshot)),
         limiter: &limiter,
         global_policy: &global_policy,
         now: NOW,
@@ -392,7 +510,7 @@ proptest! {
         let answers = |batch: usize| {
             let limiter = Limiter::new();
             let snapshot = build(&limiter);
-            let verifier = Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+            let verifier = Verifier { view: Some(View::of(&snapshot)), limiter: &limiter, global_policy: &global_policy, now: NOW };
             let mut answers = Vec::new();
             for chunk in requests.chunks(batch) {
                 verifier.verify(chunk, |decision| {

@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 
 use super::exit::{CliError, Exit};
 use super::streams::Streams;
-use keyward_daemon::admin;
-use keyward_daemon::admin::message::{Command as AdminCommand, Reload};
+use keyward_admin::message::{Command as AdminCommand, Reload};
+use keyward_admin::send_command;
 use keyward_engine::key_format::{self, Prefix};
 
 /// How long the daemon may take to start and to answer. Long, so that the demo does not fail on a
@@ -241,7 +241,7 @@ impl Fixture {
         let new = self.source.with_extension("new");
         fs::write(&new, export).context("cannot write the export")?;
         fs::rename(&new, &self.source).context("cannot replace the export")?;
-        let reply = admin::send_command(&self.admin, &AdminCommand::Reload { force: false })?;
+        let reply = send_command(&self.admin, &AdminCommand::Reload { force: false })?;
         reply.reload.context("the daemon did not say how the reload went")
     }
 
@@ -330,7 +330,7 @@ impl Daemon {
     fn wait_until_ready(&mut self, directory: &Path) -> anyhow::Result<()> {
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            let reply = admin::send_command(&directory.join("admin.sock"), &AdminCommand::Status);
+            let reply = send_command(&directory.join("admin.sock"), &AdminCommand::Status);
             if reply.is_ok_and(|reply| reply.status.is_some_and(|status| status.ready)) {
                 return Ok(());
             }

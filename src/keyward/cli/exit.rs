@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
-use keyward_daemon::admin::CommandError;
+use keyward_admin::CommandError;
 use keyward_daemon::config::ConfigError;
 
 /// The outcome of a command.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::format::Word;
-use keyward_daemon::admin::message::{ChangeCounts, Difference, Example};
+use keyward_admin::message::{ChangeCounts, Difference, Example};
 
 /// Changes of access, for one key and for several.
 pub(super) const STOP: [&str; 2] = ["stops working", "stop working"];

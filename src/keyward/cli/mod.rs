@@ -17,6 +17,7 @@ use std::os::fd::AsFd;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod arg_error;
+mod balance;
 mod check;
 mod compile;
 mod demo;
@@ -47,7 +48,7 @@ use keyward_daemon::server::Signals;
 const EXIT_CODES: &str = "\
 Exit codes:
   0   allowed, or done
-  1   denied, or failed
+  1   denied, or failed; also in force, but NOT DURABLE
   2   wrong usage
   69  the daemon cannot be reached
   78  the configuration or the source is wrong
@@ -76,6 +77,7 @@ enum Command {
     Status(status::Status),
     Reload(reload::Reload),
     Usage(usage::Usage),
+    Balance(balance::Balance),
     Revoke(revoke::Revoke),
     Unrevoke(revoke::Unrevoke),
     #[command(subcommand)]
@@ -94,6 +96,7 @@ impl Command {
             Self::Status(status) => status.run(streams),
             Self::Reload(reload) => reload.run(streams),
             Self::Usage(usage) => usage.run(streams),
+            Self::Balance(balance) => balance.run(streams),
             Self::Revoke(revoke) => revoke.run(streams),
             Self::Unrevoke(unrevoke) => unrevoke.run(streams),
             Self::State(state) => state.run(streams),

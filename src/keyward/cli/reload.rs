@@ -1,6 +1,7 @@
 //! `keyward reload`: makes the daemon read its source again, and waits until the result is in
 //! force.
 
+use std::fmt;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,12 +12,16 @@ use super::key_change::{self, AccessCounts, KeyChange};
 use super::options::{AdminSocket, parse_duration};
 use super::streams::Streams;
 use super::withheld;
-use keyward_daemon::admin::{self, message};
+use keyward_admin::{message, send_command_within};
 
 const HELP: &str = "\
 The command returns when the new keys are in force on every connection. A source that is refused changes nothing; what
 is wrong with it is printed, and the exit code is 1. It is 1 too where the new keys are in force and none is served,
 because the source is older than max_staleness.
+
+If the state directory cannot be written, the new keys are in force all the same. The command then prints NOT DURABLE and
+the reason, and its exit code is 1: a restart with a source that is refused would serve older keys, and give back what
+has been taken away since. The daemon records the accepted source as soon as it can.
 
 Example, when more than half of the keys are meant to go:
   keyward reload --force";
@@ -46,7 +51,7 @@ pub(super) struct Reload {
 impl Reload {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let command = message::Command::Reload { force: self.force };
-        let reply = admin::send_command_within(self.socket.path()?.as_path(), &command, self.deadline)?;
+        let reply = send_command_within(self.socket.path()?.as_path(), &command, self.deadline)?;
         let outcome = reply.reload.ok_or_else(|| CliError::missing_in_reply("reload"))?;
         self.report(&outcome, streams)
     }
@@ -62,6 +67,9 @@ impl Reload {
             print_withheld(outcome, streams);
             if let Some(stale) = &outcome.stale {
                 streams.note(format_args!("keyward: {stale}"));
+            }
+            if let Some(reason) = &outcome.not_durable {
+                streams.note(NotDurable(reason));
             }
         } else {
             streams.note(outcome.error.as_deref().unwrap_or("the source was refused"));
@@ -79,7 +87,24 @@ impl Reload {
                 }
             });
         }
-        Ok(if outcome.accepted && outcome.stale.is_none() { Exit::Done } else { Exit::Denied })
+        // Keys that a restart replaces by older ones are in force, but they are not what was requested.
+        let is_done = outcome.accepted && outcome.stale.is_none() && outcome.durable;
+        Ok(if is_done { Exit::Done } else { Exit::Denied })
+    }
+}
+
+/// What a restart would do to an accepted reload that is not recorded, and why it is not.
+pub(super) struct NotDurable<'a>(pub(super) &'a str);
+
+impl fmt::Display for NotDurable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = self.0;
+        write!(
+            f,
+            "NOT DURABLE: the keys are in force, but a restart with a source that is refused serves older keys and gives \
+             back what has been taken away since, unless the accepted source can be recorded before (keyward status): \
+             {reason}"
+        )
     }
 }
 
@@ -158,6 +183,8 @@ mod tests {
             unchanged: false,
             revocations_agreed: 0,
             revocations_conflicting: 0,
+            durable: true,
+            not_durable: None,
             took_ms: 3,
             age_s: 0,
         }
@@ -182,7 +209,7 @@ mod tests {
         let (exit, output, _) = report(&["--json"], &outcome);
         let expected = "{\"accepted\":true,\"generation\":8,\"keys\":1000,\"changes\":{\"added\":1,\"removed\":2,\
                         \"changed\":0,\"revoked\":0,\"stopping\":0,\"starting\":0,\"loosened\":0},\"unchanged\":false,\"revocations_agreed\":0,\
-                        \"revocations_conflicting\":0,\"took_ms\":3,\"age_s\":0}\n";
+                        \"revocations_conflicting\":0,\"durable\":true,\"took_ms\":3,\"age_s\":0}\n";
         assert_eq!((exit, output.as_str()), (Exit::Done, expected));
         outcome.changes =
             Some(message::ChangeCounts { stopping: 2, loosened: 1, ..message::ChangeCounts::default() });
@@ -209,6 +236,20 @@ mod tests {
         assert!(output.starts_with("generation 8"), "{output}");
         let (exit, output, _) = report(&["--json"], &outcome);
         assert!(exit == Exit::Denied && output.contains("\"stale\":\"too old\""), "{output}");
+    }
+
+    #[test]
+    fn accepted_reload_that_is_not_durable_fails() {
+        let not_durable = Some("the disk is full".to_owned());
+        let outcome = message::Reload { durable: false, not_durable, ..outcome(true, None) };
+        let (exit, output, messages) = report(&[], &outcome);
+        assert_eq!(exit, Exit::Denied);
+        assert!(output.starts_with("generation 8: 1000 keys"), "{output}");
+        assert!(messages.starts_with("NOT DURABLE: the keys are in force, but a restart"), "{messages}");
+        assert!(messages.ends_with(": the disk is full\n"), "{messages}");
+        let (exit, output, _) = report(&["--json"], &outcome);
+        let expected = "\"durable\":false,\"not_durable\":\"the disk is full\"";
+        assert!(exit == Exit::Denied && output.contains(expected), "{output}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::exit::{CliError, Exit};
 use super::format::{Count, Word};
 use super::options::{AdminSocket, parse_duration};
 use super::streams::Streams;
-use keyward_daemon::admin::{self, CommandError, message};
+use keyward_admin::{CommandError, message, send_command_within};
 
 const REVOKE_HELP: &str = "\
 When the command returns, the key is refused on every connection. It stays refused through restarts and reloads until
@@ -99,8 +99,7 @@ impl RevocationOptions {
     ) -> Result<Exit, CliError> {
         let Target { key_id, owner } = &self.target;
         let target = message::Target { key_id: key_id.clone(), owner: owner.clone() };
-        let reply =
-            admin::send_command_within(self.socket.path()?.as_path(), &command(target), self.deadline);
+        let reply = send_command_within(self.socket.path()?.as_path(), &command(target), self.deadline);
         let reply = reply.map_err(with_hint)?;
         let outcome = reply.revocation.ok_or_else(|| CliError::missing_in_reply("revocation"))?;
         if self.json {

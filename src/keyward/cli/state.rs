@@ -53,6 +53,7 @@ pub(super) struct Accept {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum What {
     LostRevocations,
+    LostBalances,
     Source,
 }
 
@@ -68,6 +69,7 @@ impl Accept {
     fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let what = match self.what {
             What::LostRevocations => Acceptance::LostRevocations,
+            What::LostBalances => Acceptance::LostBalances,
             What::Source => Acceptance::Source,
         };
         let directory = Config::state_dir(self.config.as_deref(), self.state_dir.clone())?;

@@ -10,11 +10,11 @@ use clap::Args;
 use super::exit::{CliError, Exit};
 use super::format::{Ago, Count, HumanDuration};
 use super::options::{AdminSocket, parse_duration};
-use super::reload::summary;
+use super::reload::{NotDurable, summary};
 use super::revoke::TargetName;
 use super::streams::Streams;
 use super::withheld;
-use keyward_daemon::admin::{self, message};
+use keyward_admin::{message, send_command_within};
 
 const HELP: &str = "\
 The exit code is 0 if the daemon answered, and 69 if it did not. The state of the daemon does not matter.
@@ -51,7 +51,7 @@ impl Status {
         if self.revocations {
             return self.list_revocations(path.as_path(), streams);
         }
-        let reply = admin::send_command_within(path.as_path(), &message::Command::Status, self.deadline)?;
+        let reply = send_command_within(path.as_path(), &message::Command::Status, self.deadline)?;
         let status = reply.status.ok_or_else(|| CliError::missing_in_reply("status"))?;
         if self.json {
             streams.print_json(&status)?;
@@ -65,8 +65,7 @@ impl Status {
     fn list_revocations(&self, path: &Path, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let mut after = None;
         loop {
-            let reply =
-                admin::send_command_within(path, &message::Command::Revocations { after }, self.deadline)?;
+            let reply = send_command_within(path, &message::Command::Revocations { after }, self.deadline)?;
             let page = reply.revocations.ok_or_else(|| CliError::missing_in_reply("list of revocations"))?;
             for revoked in &page.entries {
                 if self.json {
@@ -106,7 +105,13 @@ struct StatusText<'a>(&'a message::Status);
 impl fmt::Display for StatusText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.0;
-        let message::Status { generation, connections, .. } = status;
+        let message::Status { table_generation, connections, .. } = status;
+        let mut generation = status.generation.to_string();
+        // An older daemon does not report the second number.
+        if ![0, status.generation].contains(table_generation) {
+            // Something has been revoked since the reload.
+            _ = write!(generation, ", with the keys of {table_generation}");
+        }
         let (keys, buckets) = (Count(status.keys, "key"), Count(status.buckets, "bucket"));
         match (status.ready, status.stale) {
             (true, false) => writeln!(f, "ready        generation {generation}: {keys}, {buckets}")?,
@@ -123,6 +128,7 @@ impl fmt::Display for StatusText<'_> {
         self.reloads(f)?;
         self.unwritten(f)?;
         self.revocations(f)?;
+        self.calendar(f)?;
         self.sockets(f)?;
         self.log(f)?;
         let accepted = status.accepted_connections;
@@ -171,7 +177,8 @@ impl StatusText<'_> {
         }
         if last.accepted {
             let took = HumanDuration::milliseconds(last.took_ms);
-            return writeln!(f, "reload       {age}, in {took}: {}", summary(last));
+            writeln!(f, "reload       {age}, in {took}: {}", summary(last))?;
+            return not_durable(last, f);
         }
         writeln!(f, "reload       REFUSED {age}:")?;
         for line in last.error.as_deref().unwrap_or("no reason given").lines() {
@@ -179,7 +186,8 @@ impl StatusText<'_> {
         }
         match &self.0.last_accepted {
             Some(accepted) => {
-                writeln!(f, "             accepted {}: {}", Ago(accepted.age_s), summary(accepted))
+                writeln!(f, "             accepted {}: {}", Ago(accepted.age_s), summary(accepted))?;
+                not_durable(accepted, f)
             }
             None => Ok(()),
         }
@@ -211,6 +219,18 @@ impl StatusText<'_> {
         }
     }
 
+    /// A calendar that is ahead of the system's clock.
+    fn calendar(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.calendar_ahead_s {
+            0 => Ok(()),
+            ahead => writeln!(
+                f,
+                "calendar     AHEAD of the system's clock by {}: quotas wait for it (keyward balance --reset-calendar)",
+                HumanDuration::seconds(ahead.into())
+            ),
+        }
+    }
+
     /// Sockets that clients cannot reach.
     fn sockets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let problems =
@@ -235,6 +255,14 @@ impl StatusText<'_> {
     }
 }
 
+/// Why the accepted source would not survive a restart.
+fn not_durable(accepted: &message::Reload, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match &accepted.not_durable {
+        Some(reason) => writeln!(f, "             {}", NotDurable(reason)),
+        None => Ok(()),
+    }
+}
+
 fn refused(status: &message::Status) -> String {
     match status.refused_connections.values().sum::<u64>() {
         0 => String::new(),
@@ -250,6 +278,9 @@ fn answers(status: &message::Status) -> String {
     }
     if status.refunds > 0 {
         text += &format!(", {}", Count(status.refunds, "refund"));
+    }
+    if status.debits > 0 {
+        text += &format!(", {}", Count(status.debits, "debit"));
     }
     if status.errors > 0 {
         text += &format!(", {}", Count(status.errors, "error"));
@@ -300,6 +331,8 @@ mod tests {
             stale: None,
             withheld: None,
             unchanged: false,
+            durable: true,
+            not_durable: None,
             took_ms: 3,
             revocations_agreed: 0,
             revocations_conflicting: 0,
@@ -311,6 +344,7 @@ mod tests {
             ready: true,
             stale: false,
             generation: 8,
+            table_generation: 8,
             keys: 1000,
             buckets: 42,
             source: "/etc/keyward/keys.csv".to_owned(),
@@ -323,6 +357,7 @@ mod tests {
             revocations: Vec::new(),
             unwritten: Vec::new(),
             revocations_total: 0,
+            calendar_ahead_s: 0,
             sockets: BTreeMap::new(),
             log: message::LogStatus::default(),
             connections: 3,
@@ -330,6 +365,7 @@ mod tests {
             refused_connections: counts(&[("peer", 2), ("full", 0)]),
             verdicts: counts(&[("ALLOWED", 10_000), ("EXPIRED", 0), ("UNKNOWN_KEY", 234)]),
             refunds: 2,
+            debits: 0,
             errors: 1,
             uptime_s: 7_500,
             workers: 2,
@@ -396,6 +432,15 @@ mod tests {
             /s/balances: cannot write to it: No space left on device (os error 28)\n";
         let text = StatusText(&status).to_string();
         assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn generation_of_the_keys_is_shown_once_a_revocation_has_moved_the_other() {
+        let status = message::Status { generation: 11, ..status() };
+        let text = StatusText(&status).to_string();
+        assert!(text.starts_with("ready        generation 11, with the keys of 8: 1000 keys, 42"), "{text}");
+        let old = message::Status { table_generation: 0, ..status };
+        assert!(StatusText(&old).to_string().starts_with("ready        generation 11: 1000 keys"));
     }
 
     #[test]

@@ -4,13 +4,13 @@
 //! A closed standard output (`| head`) is no error. The rest of the data is not printed, and the
 //! exit code is the same.
 
-use std::fmt::Display;
+use std::fmt::{self, Display, Write as _};
 use std::io::{self, Read, Write};
 
 use serde::Serialize;
 
 use super::exit::{CliError, Exit};
-use keyward_engine::record::escape_json;
+use keyward_engine::record::{Printable, escape_json};
 
 /// The three standard streams, or those of a test. Output is not buffered, because a buffer could
 /// keep a copy of a key.
@@ -38,12 +38,22 @@ impl<'a> Streams<'a> {
         std::mem::replace(&mut self.input, Box::leak(Box::new(io::empty())))
     }
 
-    /// Prints a line of data.
+    /// Prints a line of data for people. Invisible characters are escaped: a terminal would obey
+    /// them.
     pub(super) fn print(&mut self, line: impl Display) -> Result<(), CliError> {
+        self.print_by(|output| write_escaped(output, &line))
+    }
+
+    /// Prints a line of data for a file, as it is.
+    pub(super) fn print_exact(&mut self, line: impl Display) -> Result<(), CliError> {
+        self.print_by(|output| writeln!(output, "{line}"))
+    }
+
+    fn print_by(&mut self, print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
         if self.is_closed {
             return Ok(());
         }
-        match writeln!(self.output, "{line}") {
+        match print(self.output) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 self.is_closed = true;
@@ -62,16 +72,38 @@ impl<'a> Streams<'a> {
         self.print(escape_json(&line))
     }
 
-    /// Prints a message to standard error. Errors are ignored, because there is nowhere to report
-    /// them.
+    /// Prints a message to standard error, with invisible characters escaped. Errors are ignored,
+    /// because there is nowhere to report them.
     pub(super) fn note(&mut self, line: impl Display) {
-        let _ = writeln!(self.messages, "{line}");
+        let _ = write_escaped(self.messages, &line);
     }
 
     /// Whether standard output was closed by its reader.
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed
     }
+}
+
+/// Writes a line with invisible characters escaped, piece by piece: a buffer could keep a copy of a
+/// key.
+fn write_escaped(to: &mut dyn Write, line: &dyn Display) -> io::Result<()> {
+    struct Escaping<'a> {
+        to: &'a mut dyn Write,
+        result: io::Result<()>,
+    }
+
+    impl fmt::Write for Escaping<'_> {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.result = write!(self.to, "{}", Printable(text));
+            if self.result.is_ok() { Ok(()) } else { Err(fmt::Error) }
+        }
+    }
+
+    let mut escaping = Escaping { to, result: Ok(()) };
+    // The result of the writer says more than that of the formatter.
+    let _ = write!(escaping, "{line}");
+    escaping.result?;
+    to.write_all(b"\n")
 }
 
 #[cfg(test)]
@@ -88,6 +120,27 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn output_and_messages_contain_no_invisible_characters() {
+        use keyward_engine::record::is_invisible;
+        let text: String =
+            (0..=0x0010_ffff).filter_map(char::from_u32).filter(|c| is_invisible(*c)).collect();
+        let (mut input, mut output, mut messages) = (io::empty(), Vec::new(), Vec::new());
+        let mut streams = Streams::new(&mut input, &mut output, &mut messages);
+        streams.print(&text).expect("prints");
+        streams.print(format_args!("{text}")).expect("prints");
+        streams.note(&text);
+        streams.print_json(&text).expect("prints");
+        for bytes in [output, messages] {
+            let printed = String::from_utf8(bytes).expect("UTF-8");
+            assert!(!printed.contains(|c| c != '\n' && is_invisible(c)));
+            assert!(printed.contains("\\u{1b}"), "{printed}");
+        }
+        let mut output = Vec::new();
+        Streams::new(&mut io::empty(), &mut output, &mut io::sink()).print_exact(&text).expect("prints");
+        assert_eq!(output, (text + "\n").as_bytes());
     }
 
     #[test]

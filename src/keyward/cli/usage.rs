@@ -10,17 +10,21 @@ use super::exit::{CliError, Exit};
 use super::format::{Count, Word};
 use super::options::{AdminSocket, parse_duration};
 use super::streams::Streams;
-use keyward_daemon::admin::{self, message};
-use keyward_daemon::usage::{KeyUsage, MAX_LISTED, UsageCounts, UsageReport};
+use keyward_admin::message::{KeyUsage, LimitUsage, MAX_LISTED, UsageCounts, UsageReport};
+use keyward_admin::{message, send_command_within};
 
 const HELP: &str = "\
 The counts are those of the running daemon since its start. Earlier usage, and the usage of keys that are no longer in the
 source, is in usage.jsonl in the state directory, with a line for each used key in each interval.
 
+`cost` is what the requests charged on each limit that they did not name. If a key had costs for named limits, debits or
+refunds, its limits follow: what was really charged, debited and refunded on each.
+
 Examples:
   keyward usage --top 10
   keyward usage --key key_1042
-  keyward usage --owner acme --json | jq '.total.cost'";
+  keyward usage --owner acme --json | jq '.total.cost'
+  keyward usage --key key_1042 --json | jq '.total.limits.tokens'";
 
 /// Show what keys have used since the daemon's start
 #[derive(Debug, Args)]
@@ -55,8 +59,7 @@ const DEFAULT_TOP: usize = 20;
 
 impl Usage {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
-        let reply =
-            admin::send_command_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
+        let reply = send_command_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
         let totals = reply.usage.ok_or_else(|| CliError::missing_in_reply("usage"))?;
         match self.target().filter(|_| totals.matched == 0) {
             _ if self.json => streams.print_json(&totals)?,
@@ -95,7 +98,7 @@ impl fmt::Display for UsageText<'_> {
             len if len == *matched => String::new(),
             len => format!(" ({len} listed)"),
         };
-        writeln!(f, "{}{listed}: {}", Count(*matched, "key"), counts(total))?;
+        writeln!(f, "{}{listed}: {}{}", Count(*matched, "key"), counts(total), of_limits(total))?;
         let mut others = String::new();
         for (verdict, count) in unknown.iter().filter(|(_, count)| **count > 0) {
             // Writing to a String cannot fail.
@@ -114,15 +117,34 @@ fn line(key: &KeyUsage) -> String {
     if let Some(last) = key.last_used.and_then(|unix| jiff::Timestamp::from_second(unix.into()).ok()) {
         text += &format!(", last used {last}");
     }
+    text + &of_limits(&key.counts)
+}
+
+/// As in `; requests: charged 10; tokens: charged 1500, refunded 3`.
+fn of_limits(counts: &UsageCounts) -> String {
+    let mut text = String::new();
+    for (name, LimitUsage { charged, debited, refunded }) in counts.limits.iter().flatten() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "; {}: charged {charged}", Word(name));
+        for (what, amount) in [("debited", debited), ("refunded", refunded)].iter().filter(|(_, of)| **of > 0)
+        {
+            let _ = write!(text, ", {what} {amount}");
+        }
+    }
     text
 }
 
 /// As in `10 allowed, cost 12, RATE_LIMITED 3`, without other counts that are zero.
 fn counts(counts: &UsageCounts) -> String {
-    let UsageCounts { allowed, denied, cost, refunded, shadow_limited, peeked } = counts;
+    let UsageCounts { allowed, denied, cost, refunded, debited, shadow_limited, peeked, limits: _ } = counts;
     let mut text = format!("{allowed} allowed, cost {cost}");
     let denied = denied.iter().map(|(verdict, count)| (verdict.as_str(), count));
-    let others = [("refunded", refunded), ("shadow-limited", shadow_limited), ("peeked", peeked)];
+    let others = [
+        ("refunded", refunded),
+        ("debited", debited),
+        ("shadow-limited", shadow_limited),
+        ("peeked", peeked),
+    ];
     for (name, count) in denied.chain(others).filter(|(_, count)| **count > 0) {
         // Writing to a String cannot fail.
         let _ = write!(text, ", {name} {count}");
@@ -168,6 +190,13 @@ mod tests {
                 cost: 12,
                 denied: [("RATE_LIMITED".to_owned(), 3)].into(),
                 refunded: 2,
+                limits: Some(
+                    [
+                        ("requests".to_owned(), LimitUsage { charged: 10, ..LimitUsage::default() }),
+                        ("tokens".to_owned(), LimitUsage { charged: 1_500, debited: 20, refunded: 3 }),
+                    ]
+                    .into(),
+                ),
                 ..UsageCounts::default()
             },
             first_used: Some(1_795_255_200),
@@ -177,14 +206,22 @@ mod tests {
             since: "2026-11-21T09:00:00.000Z".to_owned(),
             as_of: "2026-11-21T10:00:00.000Z".to_owned(),
             matched: 2,
-            total: UsageCounts { allowed: 11, cost: 13, ..UsageCounts::default() },
+            total: UsageCounts {
+                allowed: 11,
+                cost: 13,
+                limits: Some(
+                    [("default".to_owned(), LimitUsage { refunded: 1, ..LimitUsage::default() })].into(),
+                ),
+                ..UsageCounts::default()
+            },
             unknown: [("UNKNOWN_KEY".to_owned(), 7), ("MALFORMED_KEY".to_owned(), 0)].into(),
             keys: vec![key],
         };
         assert_eq!(
             UsageText(&totals).to_string(),
-            "a (\"acme inc\"): 10 allowed, cost 12, RATE_LIMITED 3, refunded 2, last used 2026-11-21T10:00:01Z\n\
-             2 keys (1 listed): 11 allowed, cost 13\n\
+            "a (\"acme inc\"): 10 allowed, cost 12, RATE_LIMITED 3, refunded 2, last used 2026-11-21T10:00:01Z\
+             ; requests: charged 10; tokens: charged 1500, debited 20, refunded 3\n\
+             2 keys (1 listed): 11 allowed, cost 13; default: charged 0, refunded 1\n\
              since the daemon's start, 2026-11-21T09:00:00.000Z; UNKNOWN_KEY 7"
         );
     }

@@ -15,6 +15,7 @@ use super::format::{HumanDuration, Word};
 use super::options::{VerifySocket, parse_duration};
 use super::secret;
 use super::streams::Streams;
+use keyward_daemon::config::SocketPath;
 
 const HELP: &str = "\
 The key is read from standard input or a file, never from the arguments. The line end after it is not part of it.
@@ -64,14 +65,22 @@ pub(super) struct Verify {
     #[arg(long, value_name = "N", default_value_t = 1)]
     cost: u32,
 
+    /// What to charge the limit of this name instead; may be repeated
+    #[arg(long = "cost-of", value_name = "LIMIT=N", value_parser = parse_cost)]
+    costs: Vec<(String, u32)>,
+
     /// Charge nothing, and show the balance: rate limits are not applied, the verdict is ALLOWED
     /// even at 0
-    #[arg(long, conflicts_with = "cost")]
+    #[arg(long, conflicts_with_all = ["cost", "costs"])]
     peek: bool,
 
     /// Ask for the key's metadata, too
     #[arg(long)]
     metadata: bool,
+
+    /// Show the balance of each limit, and what was charged on it
+    #[arg(long)]
+    balances: bool,
 
     /// How long the answer may take
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
@@ -85,11 +94,12 @@ pub(super) struct Verify {
 
 impl Verify {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
+        let socket = self.socket.path()?;
         let key = secret::read_key(self.key_file.as_deref(), streams)?;
-        let options = Options::new(&self.socket.socket).deadline(self.deadline);
+        let options = Options::new(&socket).deadline(self.deadline);
         let decision = blocking::Client::with_options(options)
             .verify(&self.request(&key))
-            .map_err(|error| self.error(error))?;
+            .map_err(|error| explain(error, &socket))?;
         drop(key);
         let report = Report::from(&decision);
         if self.json {
@@ -112,35 +122,48 @@ impl Verify {
         if let Some(environment) = &self.environment {
             request = request.environment(environment);
         }
+        for (limit, cost) in &self.costs {
+            request = request.cost_of(limit, *cost);
+        }
         if self.metadata {
             request = request.metadata();
+        }
+        if self.balances {
+            request = request.balances();
         }
         if self.raw {
             request = request.raw();
         }
         request
     }
+}
 
-    fn error(&self, error: Error) -> CliError {
-        match error {
-            // Only a raw key can be too long.
-            Error::FieldTooLong(FieldTooLongError { field: "key", length, max }) => CliError::new(
-                Exit::Usage,
-                format_args!(
-                    "the key is {length} bytes long, and may have {max} to be sent itself: leave out --raw"
-                ),
+/// Parses the cost of a limit.
+fn parse_cost(text: &str) -> Result<(String, u32), String> {
+    let expected = || format!("{text:?} is not the name of a limit and a cost, as in tokens=1500");
+    let (limit, cost) = text.split_once('=').ok_or_else(expected)?;
+    Ok((limit.to_owned(), cost.parse().map_err(|_| expected())?))
+}
+
+fn explain(error: Error, socket: &SocketPath) -> CliError {
+    match error {
+        // Only a raw key can be too long.
+        Error::FieldTooLong(FieldTooLongError { field: "key", length, max }) => CliError::new(
+            Exit::Usage,
+            format_args!(
+                "the key is {length} bytes long, and may have {max} to be sent itself: leave out --raw"
             ),
-            // It may be the admin socket, which is in the same directory.
-            Error::Protocol(what) => CliError::new(
-                Exit::Unavailable,
-                format_args!(
-                    "what answers at {} does not keep to keyward's protocol: {what}; is this the admin socket? verify needs \
-                     the request socket, of a daemon of this version",
-                    self.socket.socket.as_path().display()
-                ),
+        ),
+        // It may be the admin socket, which is in the same directory.
+        Error::Protocol(what) => CliError::new(
+            Exit::Unavailable,
+            format_args!(
+                "what answers at {} does not keep to keyward's protocol: {what}; is this the admin socket? verify needs \
+                 the request socket, of a daemon of this version",
+                socket.as_path().display()
             ),
-            error => error.into(),
-        }
+        ),
+        error => error.into(),
     }
 }
 
@@ -167,6 +190,19 @@ struct Report<'a> {
     shadow_limit: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    balances: Vec<Balance<'a>>,
+}
+
+/// The balance of a limit.
+#[derive(Debug, Serialize)]
+struct Balance<'a> {
+    name: &'a str,
+    kind: &'a str,
+    limit: u64,
+    charged: u32,
+    balance: i64,
+    reset_ms: u64,
 }
 
 /// The limit that decided.
@@ -199,6 +235,17 @@ impl<'a> From<&'a Decision> for Report<'a> {
             shadow_limit: decision.shadow_limit(),
             // Cannot fail: the metadata of every row has been parsed as JSON.
             metadata: decision.metadata().and_then(|text| serde_json::from_str(text).ok()),
+            balances: decision
+                .balances()
+                .map(|limit| Balance {
+                    name: limit.name,
+                    kind: limit.kind.name(),
+                    limit: limit.limit,
+                    charged: limit.charged,
+                    balance: limit.balance,
+                    reset_ms: milliseconds(limit.reset),
+                })
+                .collect(),
         }
     }
 }
@@ -222,18 +269,30 @@ impl fmt::Display for Report<'_> {
             if *retry_after_ms > 0 {
                 write!(f, ", retry in {}", HumanDuration::milliseconds(*retry_after_ms))?;
             }
-            if *reset_ms > 0 {
-                write!(f, ", full in {}", HumanDuration::milliseconds(*reset_ms))?;
-            }
+            write_reset(*reset_ms, f)?;
         }
         if let Some(shadow_limit) = self.shadow_limit {
             write!(f, "  shadow limit {} would refuse", Word(shadow_limit))?;
         }
         write!(f, "  generation {}", self.generation)?;
-        match self.metadata {
-            Some(metadata) => write!(f, "\nmetadata {}", metadata.get().replace(char::is_control, " ")),
-            None => Ok(()),
+        if let Some(metadata) = self.metadata {
+            write!(f, "\nmetadata {}", metadata.get().replace(char::is_control, " "))?;
         }
+        for Balance { name, kind, limit, charged, balance, reset_ms } in &self.balances {
+            write!(f, "\n{} {} {balance}/{limit}, charged {charged}", Word(name), kind.to_lowercase())?;
+            write_reset(*reset_ms, f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes when a limit has its whole balance again, unless that is now or never.
+fn write_reset(reset_ms: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match reset_ms {
+        0 => Ok(()),
+        // The protocol's largest value: that long or longer, or never.
+        reset_ms if reset_ms >= u64::from(u32::MAX) => Ok(()),
+        reset_ms => write!(f, ", full in {}", HumanDuration::milliseconds(reset_ms)),
     }
 }
 
@@ -312,7 +371,10 @@ mod tests {
             "live",
             "--cost",
             "5",
+            "--cost-of",
+            "tokens=1500",
             "--metadata",
+            "--balances",
             "--deadline",
             "50ms",
         ]);
@@ -320,8 +382,9 @@ mod tests {
         assert_eq!(verify.deadline, Duration::from_millis(50));
         assert_eq!(
             format!("{:?}", verify.request(b"secret")),
-            "Request { key: 6 bytes, cost: 5, scopes: \"a:b c\", mode: Any, ip: Some(10.0.0.1), \
-             origin: Some(\"https://a.b\"), environment: Some(\"live\"), metadata: true }"
+            "Request { key: 6 bytes, cost: 5, costs: {\"tokens\": 1500}, scopes: \"a:b c\", mode: Any, \
+             ip: Some(10.0.0.1), origin: Some(\"https://a.b\"), environment: Some(\"live\"), metadata: true, \
+             balances: true }"
         );
     }
 
@@ -367,9 +430,9 @@ mod tests {
         assert!(!messages.contains("secret"), "{messages}");
         let (_, _, messages) = run_with(&["verify", "--key-file", "no/key.txt"], b"");
         assert!(messages.contains("cannot open no/key.txt: "), "{messages}");
-        let verify = verify(&[]).expect("good");
-        let long =
-            verify.error(Error::FieldTooLong(FieldTooLongError { field: "key", length: 1025, max: 1024 }));
+        let socket = verify(&[]).and_then(|verify| verify.socket.path().map_err(|error| error.message));
+        let long = FieldTooLongError { field: "key", length: 1025, max: 1024 };
+        let long = explain(Error::FieldTooLong(long), &socket.expect("the default"));
         assert!(long.message.ends_with("leave out --raw"), "{}", long.message);
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::format::Count;
-use keyward_daemon::admin::message::{Diagnostic, Withheld};
+use keyward_admin::message::{Diagnostic, Withheld};
 use keyward_daemon::reload::NAMED_KEYS;
 use keyward_engine::record::Quoted;
 use keyward_source::RepeatCount;
@@ -31,6 +31,12 @@ pub(super) fn lines(withheld: &Withheld) -> Vec<String> {
         let ids = list_ids(taken_away_keys, *taken_away);
         lines.push(format!(
             "{keys}{ids} revoked, disabled or ending earlier by a refused source, until a source is accepted"
+        ));
+    }
+    if let Some(reason) = &withheld.takeaways_not_durable {
+        lines.push(format!(
+            "NOT DURABLE: what refused sources have taken away is in force, but a restart gives it back, unless it can be \
+             written before or the source takes it away again: {reason}"
         ));
     }
     if let Some(refused) = &withheld.takeaways_refused {
@@ -84,6 +90,7 @@ mod tests {
             set_aside_keys: ids(&["a", "b", "c", "d"]),
             taken_away: 1,
             taken_away_keys: ids(&["e"]),
+            takeaways_not_durable: Some("the disk is full".to_owned()),
             takeaways_refused: Some("too many".to_owned()),
             ..Withheld::default()
         };
@@ -92,6 +99,8 @@ mod tests {
             [
                 "5 rows set aside, 4 keys disabled (\"a\", \"b\", \"c\" and others); the hashes of 1 cannot be read",
                 "1 key (\"e\") revoked, disabled or ending earlier by a refused source, until a source is accepted",
+                "NOT DURABLE: what refused sources have taken away is in force, but a restart gives it back, unless it can \
+                 be written before or the source takes it away again: the disk is full",
                 "the refused source takes no access away: too many",
             ]
         );

@@ -71,6 +71,10 @@ impl Header {
             Next::Record(record) => Self::parse(&record, mapping, &mut diagnostics)?,
             Next::End | Next::Broken { .. } | Next::TooLong(_) => return None,
         };
+        // The first chunk is the whole text then, and its last line has no newline.
+        if rest.is_empty() && text.ends_with(b"\r") {
+            return None;
+        }
         Some((header, text.len() - rest.len()))
     }
 

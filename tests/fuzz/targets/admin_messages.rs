@@ -5,7 +5,7 @@
 
 use std::fmt::Debug;
 
-use keyward_daemon::admin::message::{Command, Reply};
+use keyward_admin::message::{Command, Reply};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

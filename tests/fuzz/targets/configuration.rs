@@ -72,6 +72,8 @@ fn check(config: &Config) {
         assert!(socket.as_path().as_os_str().len() <= MAX_SOCKET_PATH);
     }
     assert!(server.admin_uids.is_sorted());
+    let lists = [&server.adjusters.refund_uids, &server.adjusters.debit_uids];
+    assert!(lists.into_iter().flatten().all(|uids| uids.is_sorted()));
     assert!((Duration::from_millis(100)..=MAX_DURATION).contains(&source.poll));
     assert!(source.settle <= Duration::from_secs(60));
     assert!(source.max_staleness.is_none_or(|staleness| staleness > source.poll));

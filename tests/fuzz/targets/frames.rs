@@ -1,14 +1,14 @@
 //! Frames, as both sides decode them.
 //!
 //! * A frame is found in the same way however much follows it, and not before it is complete.
-//! * What decodes encodes to the same bytes.
+//! * What decodes encodes to the same bytes. Costs have distinct names, which find their amounts.
 //! * The fast path accepts exactly the frames of its form, and decodes them to the same request.
 //! * The error of a frame is encoded to a frame that a client decodes to the same error.
 
 use keyward_protocol::{
     Answer, AnswerTexts, Credential, ErrorFrame, FAST_PATH_BYTES, FrameHeader, HEADER_BYTES, LENGTH_BYTES,
-    MAX_ANSWER_LENGTH, MAX_KEY_ID, MAX_OWNER, MAX_REQUEST_LENGTH, ParsedFrame, PreparedAnswer, ProtocolError,
-    Request, Response, Verify, parse_frame, truncated_frame,
+    MAX_ANSWER_LENGTH, MAX_COSTS, MAX_KEY_ID, MAX_OWNER, MAX_REQUEST_LENGTH, ParsedFrame, PreparedAnswer,
+    ProtocolError, Request, Response, Verify, parse_frame, truncated_frame,
 };
 
 use super::Outcome;
@@ -63,12 +63,27 @@ fn parse(data: &[u8], max_length: u32) -> Option<(FrameHeader, &[u8], &[u8])> {
 
 fn request(header: &FrameHeader, body: &[u8], frame: &[u8]) -> bool {
     let mut encoded = Vec::new();
-    match Request::decode(header, body) {
+    let request = Request::decode(header, body);
+    let costs = match &request {
+        Ok(Request::Verify(verify)) => verify.costs,
+        Ok(Request::Refund(refund)) => refund.costs,
+        Ok(Request::Debit(debit)) => debit.costs,
+        Ok(Request::Hello(_)) | Err(_) => None,
+    };
+    if let Some(costs) = costs {
+        assert!((1..=MAX_COSTS).contains(&costs.iter().count()));
+        costs.iter().for_each(|(name, cost)| assert_eq!(costs.get(name), Some(cost)));
+    }
+    match request {
         Ok(Request::Hello(hello)) => hello.encode(&mut encoded),
         Ok(Request::Verify(verify)) => verify.encode(&mut encoded).expect("it was decoded"),
         Ok(Request::Refund(refund)) => {
-            assert!(refund.cost > 0);
+            assert!(refund.cost > 0 || refund.costs.is_some());
             refund.encode(&mut encoded).expect("it was decoded");
+        }
+        Ok(Request::Debit(debit)) => {
+            assert!(debit.cost > 0 || debit.costs.is_some());
+            debit.encode(&mut encoded).expect("it was decoded");
         }
         Err(problem) => {
             error(problem);
@@ -99,7 +114,7 @@ fn response(header: &FrameHeader, body: &[u8], frame: &[u8]) -> bool {
 
 /// An answer with prepared texts has the same bytes.
 fn prepared(answer: &Answer<'_>, frame: &[u8]) {
-    if answer.metadata.is_some() || answer.shadow_limit.is_some() {
+    if answer.metadata.is_some() || answer.shadow_limit.is_some() || answer.balances.is_some() {
         return;
     }
     assert!(answer.key_id.len() <= MAX_KEY_ID && answer.owner.len() <= MAX_OWNER);

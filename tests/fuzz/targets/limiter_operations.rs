@@ -1,26 +1,38 @@
-//! Operations on the limiter: charges, refunds, reloads that are committed or dropped, saves,
-//! restarts and clock jumps, with the input as their choices.
+//! Operations on the limiter: charges, debits, refunds, reloads that are committed or dropped, saves,
+//! restarts and clock steps, with the input as their choices.
 //!
 //! The model of `tests/schedules/model` performs the same operations exactly. Every outcome, every
-//! balance and every count of buckets must be the same. So no balance is above its burst, a refusal
-//! charges nothing, no refund exceeds what was spent, and no reload fills a bucket.
+//! balance, every changed amount and every count of slots must be the same. So no balance is above its
+//! limit, a refusal charges nothing, a debit stops at the floor, no refund exceeds what was spent, and
+//! no reload refills a limit.
 
 use super::Outcome;
+use crate::coverage::Event;
 use crate::input::Input;
-use crate::limiter::Rate;
+use crate::limiter::{Period, Rate, Rule};
 use crate::sequence::Sequence;
 
 /// Most steps of a sequence: several reloads and restarts, and still thousands of sequences a
 /// second.
 const MAX_STEPS: u64 = 200;
 
-/// The largest step of the clock. All steps together stay far below the 61 bits of a bucket's time,
-/// because the model has no such bound.
-const MAX_CLOCK_STEP: u64 = 1 << 50;
+/// The largest step of the clock. All steps together stay below 2^60 ticks of any scale, because the
+/// model has no bound after which an old word is taken for another.
+const MAX_CLOCK_STEP: u64 = 1 << 38;
 
-/// (period, burst): rates that inputs share, so that a reload often keeps one.
-const RATES: [(u64, u32); 6] =
-    [(8_000, 3), (8_000, 5), (800, 4), (1_143, 2), (1 << 58, 4), (1 << 28, u32::MAX)];
+/// The latest start of a process: its clock does not overflow.
+const MAX_START: u64 = 1 << 62;
+
+/// (period, scale, burst): rates that inputs share, so that a reload often keeps one.
+const RATES: [(u64, u32, u32); 7] = [
+    (1_000, 1, 3),
+    (1_000, 1, 5),
+    (100, 1, 4),
+    (1_000, 7, 2),
+    (1 << 57, 8, 4),
+    (1 << 25, 1, u32::MAX),
+    (1_638_402, 1 << 14, 3),
+];
 
 /// A position in the input.
 pub(crate) struct Place(usize);
@@ -63,23 +75,49 @@ impl Choices {
         self.below(many) == 0
     }
 
-    pub(crate) fn rate(&mut self) -> Rate {
+    pub(crate) fn rule(&mut self) -> Rule {
         self.read(|input| {
-            let (period, burst) = match input.below(8) {
-                0 => (input.u64(), input.u32()),
-                1 => (u64::from(input.u16()), u32::from(input.byte())),
-                _ => input.choose(&RATES),
+            let overdraft = if input.one_in(8) { input.u32() } else { u32::from(input.byte() % 8) };
+            let rule = match input.below(8) {
+                0 => {
+                    let rate = Rate::from_ticks(input.u64(), input.u32(), input.u32());
+                    Rule::bucket(rate.unwrap_or(Rate::SLOWEST), overdraft)
+                }
+                1..=2 => {
+                    let count = if input.one_in(4) { input.u64() } else { input.byte().into() };
+                    let period = Period::from_number(input.byte() % 40).expect("a period");
+                    Rule::window(count, period, overdraft)
+                }
+                3 => {
+                    Rule::credits(if input.one_in(4) { input.u64() } else { input.byte().into() }, overdraft)
+                }
+                _ => {
+                    let (period, scale, burst) = input.choose(&RATES);
+                    Rule::bucket(Rate::from_ticks(period, scale, burst).expect("in range"), overdraft)
+                }
             };
-            Rate::from_period(period, burst).unwrap_or(Rate::SLOWEST)
+            rule.unwrap_or(Rule::SLOWEST)
         })
     }
 
-    pub(crate) fn ticks(&mut self) -> u64 {
+    pub(crate) fn start(&mut self) -> u64 {
+        self.read(|input| 1 + if input.one_in(2) { input.u64() % MAX_START } else { input.byte().into() })
+    }
+
+    pub(crate) fn nanoseconds(&mut self) -> u64 {
         self.read(|input| match input.below(4) {
             0 => u64::from(input.byte()),
             1 => u64::from(input.u16()),
             2 => u64::from(input.u32()),
             _ => input.u64() % MAX_CLOCK_STEP,
+        })
+    }
+
+    pub(crate) fn seconds(&mut self) -> u32 {
+        self.read(|input| match input.below(3) {
+            0 => u32::from(input.byte()),
+            1 => u32::from(input.u16()),
+            _ => input.u32(),
         })
     }
 
@@ -95,5 +133,5 @@ impl Choices {
 pub(crate) fn run(data: &[u8]) -> Outcome {
     let mut sequence = Sequence::new(Choices { bytes: data.to_vec(), at: 0 });
     sequence.run();
-    Outcome::accepted_if(sequence.admitted > 0)
+    Outcome::accepted_if(sequence.coverage.count(Event::Admitted) > 0)
 }

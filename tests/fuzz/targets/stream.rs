@@ -17,14 +17,14 @@ use keyward_daemon::connection::{INPUT_BYTES, StopReason};
 use keyward_daemon::fuzzing::Exchange;
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::key_format;
-use keyward_engine::limiter::{Limiter, Rate, SlotAllocator, TICKS_PER_NANOSECOND};
+use keyward_engine::limiter::{Limiter, Rate, Rule, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::{KeyRecord, Limit, Per, Plans};
-use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
+use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta, View};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{
-    Credential, HEADER_BYTES, Hello, LENGTH_BYTES, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, ParsedFrame,
-    Refund, Response, ScopeMode, Scopes, VERSION, Verify, parse_frame,
+    CostsBuf, Credential, Debit, HEADER_BYTES, Hello, LENGTH_BYTES, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH,
+    ParsedFrame, Refund, Response, ScopeMode, Scopes, VERSION, Verify, parse_frame,
 };
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
@@ -37,7 +37,7 @@ const KEYS: &str = include_str!("../fixture.jsonl");
 
 /// Between two runs all buckets become full again, because the limiter outlives a run. The limits
 /// of the fixture are full after a second.
-const TICKS_BETWEEN_RUNS: u64 = 2_000_000_000 * TICKS_PER_NANOSECOND;
+const NANOSECONDS_BETWEEN_RUNS: u64 = 2_000_000_000;
 
 /// 2027, within the times of the fixture's keys.
 const UNIX: u32 = 1_800_000_000;
@@ -52,7 +52,7 @@ const MAX_BYTE_BY_BYTE: usize = 2 << 10;
 struct Fixture {
     limiter: Limiter,
     snapshot: Snapshot,
-    ticks: AtomicU64,
+    nanoseconds: AtomicU64,
 }
 
 /// The keys of the fixture are called `key 0`, `key 1`, …, and the file has their digests.
@@ -74,7 +74,7 @@ fn fixture() -> &'static Fixture {
         let meta = SnapshotMeta { generation: 7, source_time: UNIX, ..SnapshotMeta::default() };
         let snapshot = builder.finish().into_snapshot(&mut allocation, None, meta).expect("few limits");
         let _pending = allocation.commit();
-        Fixture { limiter, snapshot, ticks: AtomicU64::new(1) }
+        Fixture { limiter, snapshot, nanoseconds: AtomicU64::new(1) }
     })
 }
 
@@ -82,7 +82,8 @@ fn fixture() -> &'static Fixture {
 fn plans() -> Plans {
     let limit = |name: &str, per, shadow| {
         let rate = Rate::new(4, 1_000_000_000, 4).expect("in range");
-        Limit { per, shadow, ..Limit::new(name, rate) }
+        let rule = Rule::bucket(rate, 0).expect("in range");
+        Limit { per, shadow, ..Limit::new(name, rule) }
     };
     let pro = ("pro".into(), vec![limit("team", Per::Owner, false), limit("burst", Per::Key, true)]);
     let shadow = ("shadow".into(), vec![limit("next-year", Per::Key, true)]);
@@ -124,13 +125,13 @@ impl std::fmt::Debug for Answered {
 
 /// Answers `stream` on a new connection, in reads of the sizes that `read_size` returns.
 fn answer(mut stream: &[u8], mut read_size: impl FnMut() -> usize) -> Answered {
-    let Fixture { limiter, snapshot, ticks } = fixture();
-    let ticks = ticks.fetch_add(TICKS_BETWEEN_RUNS, Ordering::Relaxed);
+    let Fixture { limiter, snapshot, nanoseconds } = fixture();
+    let nanoseconds = nanoseconds.fetch_add(NANOSECONDS_BETWEEN_RUNS, Ordering::Relaxed);
     let verifier = Verifier {
-        snapshot: Some(snapshot),
+        view: Some(View::of(snapshot)),
         limiter,
         global_policy: &GlobalPolicy::default(),
-        now: Now { ticks, unix: UNIX },
+        now: Now { nanoseconds, unix: UNIX, millisecond: 0 },
     };
     let mut exchange = Exchange::default();
     let (mut answers, mut stop) = (Vec::new(), StopReason::NeedInput);
@@ -203,8 +204,23 @@ fn requests(input: &mut Input<'_>) -> Vec<u8> {
                 request.with_ip(ip.into()).encode(&mut stream)
             }
             8 | 9 => {
-                let limit = input.choose(&[None, Some("burst"), Some("none")]);
-                Refund { request_id, cost, credential, limit }.encode(&mut stream)
+                let mut costs = CostsBuf::new();
+                for name in input.choose(&[&[][..], &["burst"], &["none", "team"]]) {
+                    costs.push(name, input.choose(&[0, 1, 5])).expect("a valid cost");
+                }
+                let (costs, want_balances) = (costs.as_costs(), input.one_in(4));
+                match input.below(3) {
+                    0 => {
+                        let debit =
+                            Debit { costs, want_balances, ..Debit::new(request_id, cost, credential) };
+                        debit.encode(&mut stream)
+                    }
+                    1 => Verify { costs, want_balances, ..plain }.encode(&mut stream),
+                    _ => {
+                        let plain = Refund::new(request_id, cost, credential);
+                        Refund { costs, want_balances, ..plain }.encode(&mut stream)
+                    }
+                }
             }
             10 => {
                 let max_version = input.choose(&[VERSION, u8::MAX, 0]);

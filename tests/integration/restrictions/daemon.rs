@@ -175,7 +175,7 @@ impl Transport for Frames {
     fn refund(&mut self, key: &str, cost: u32) -> Outcome {
         let mut frame = Vec::new();
         let credential = self.credential(key);
-        let refund = keyward_protocol::Refund { request_id: 7, cost, credential, limit: None };
+        let refund = keyward_protocol::Refund::new(7, cost, credential);
         refund.encode(&mut frame).expect("within all limits");
         self.peer.send(&frame);
         self.receive(7)
@@ -198,7 +198,7 @@ fn configuration() -> String {
         for (name, burst, shared, shadow) in limits {
             let per = if *shared { "owner" } else { "key" };
             text += &format!(
-                "plans.{plan}.{name} = {{ rate = \"{burst}/{PERIOD_DAYS}d\", per = \"{per}\", shadow = {shadow} }}\n"
+                "plans.{plan}.{name} = {{ limit = \"{burst}/{PERIOD_DAYS}d\", per = \"{per}\", shadow = {shadow} }}\n"
             );
         }
     }

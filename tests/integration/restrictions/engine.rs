@@ -5,8 +5,8 @@ use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::pepper::{Pepper, Peppers};
-use keyward_engine::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
-use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
+use keyward_engine::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rule};
+use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta, View};
 use keyward_engine::verify::{Decision, Verifier};
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
@@ -16,7 +16,7 @@ use super::model::{
     rows_with_two_restrictions, shuffle,
 };
 
-const NOW: Now = Now { ticks: 1 << 40, unix: 1_700_000_000 };
+const NOW: Now = Now { nanoseconds: 1 << 40, unix: 1_700_000_000, millisecond: 0 };
 
 /// How keys are hashed in the export and sent in requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,9 +57,9 @@ impl KeyForm {
 fn plans() -> Plans {
     let plans = PLANS.iter().map(|(plan, limits)| {
         let limits = limits.iter().map(|(name, burst, shared, shadow)| {
-            let rate = parse_rate(&format!("{burst}/{PERIOD_DAYS}d")).expect("a rate");
+            let rule = parse_rule(name, &format!("{burst}/{PERIOD_DAYS}d")).expect("a limit");
             let per = if *shared { Per::Owner } else { Per::Key };
-            Limit { per, shadow: *shadow, ..Limit::new(*name, rate) }
+            Limit { per, shadow: *shadow, ..Limit::new(*name, rule) }
         });
         ((*plan).into(), limits.collect())
     });
@@ -120,8 +120,12 @@ fn verify_all(rows: Vec<Row>, key_form: KeyForm, batch_size: usize) {
     let limiter = Limiter::new();
     let global_policy = key_form.global_policy();
     let snapshot = snapshot(&rows, &limiter, |key| key_form.hash(&global_policy, key));
-    let verifier =
-        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let verifier = Verifier {
+        view: Some(View::of(&snapshot)),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     // Requests borrow their texts until the end of the test.
     let keys: Vec<&'static str> = rows.iter().map(|row| &*row.key.clone().leak()).collect();
     let cases: Vec<(RequestCase, &'static str)> = all_cases()
@@ -143,8 +147,11 @@ fn verify_all(rows: Vec<Row>, key_form: KeyForm, batch_size: usize) {
                 .assert(outcome, || format!("{case:?} of {:?}, {key_form:?}", model.rows[*row]));
         }
         for (row, _) in group.iter().step_by(5) {
-            let refund = Refund { request_id: 1, cost: 2, credential: credentials[*row], limit: None };
-            let outcome = outcome_of(&verifier.refund(&refund).expect("no newer snapshot"));
+            let refund = Refund::new(1, 2, credentials[*row]);
+            let mut outcome = None;
+            let answered = verifier.refund(&refund, |decision| outcome = Some(outcome_of(decision)));
+            assert_eq!(answered, Ok(()), "no newer snapshot");
+            let outcome = outcome.expect("an answer");
             model
                 .refund(*row, 2)
                 .assert(&outcome, || format!("refund of {:?}, {key_form:?}", model.rows[*row]));

@@ -1,6 +1,6 @@
 //! Exports with bad rows, and daemons that serve them.
 
-use keyward_daemon::admin::message::Withheld;
+use keyward_admin::message::Withheld;
 
 use super::{Daemon, Export, Row, Setup, row};
 

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use keyward_admin::message::{Command as AdminCommand, Reload, Reply, Revocation, Status, Target};
+use keyward_admin::{CommandError, send_command_within};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
-use keyward_daemon::admin::message::{Command as AdminCommand, Reload, Reply, Revocation, Status, Target};
-use keyward_daemon::admin::{CommandError, send_command_within};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::programs::{CommandOutput, keyward, run};
@@ -125,7 +125,7 @@ impl Daemon {
     pub(crate) fn wait_until_saved(&self) {
         wait_until("the keys in force to be saved", || {
             let status = self.status();
-            status.last_good.is_some_and(|saved| saved.generation == status.generation)
+            status.last_good.is_some_and(|saved| saved.generation == status.table_generation)
         });
     }
 

@@ -86,6 +86,10 @@ impl Row {
         self
     }
 
+    pub(crate) fn key_id(&self) -> &str {
+        self.get("key_id")
+    }
+
     fn get(&self, column: &str) -> &str {
         self.fields.iter().find(|(name, _)| *name == column).map_or("", |(_, value)| value)
     }

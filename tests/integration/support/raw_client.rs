@@ -57,7 +57,10 @@ impl Received {
 
 impl RawClient {
     pub(crate) fn connect(path: &Path) -> Self {
-        let stream = UnixStream::connect(path).expect("the daemon listens");
+        Self::new(UnixStream::connect(path).expect("the daemon listens"))
+    }
+
+    pub(crate) fn new(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
         stream.set_write_timeout(Some(TIMEOUT)).expect("a timeout");
         Self { stream, buffer: Vec::new() }

@@ -105,10 +105,9 @@ impl Run<'_> {
         self.reference.uncertain.extend(listed.difference(&durable).cloned());
         self.reference.revoked = listed;
 
-        let mut requests: Vec<_> = (0..self.universe.keys.len())
-            .map(|key| Request { key: Some(key), is_raw: false, cost: 0, refund: None })
-            .collect();
-        requests.push(Request { key: None, is_raw: false, cost: 0, refund: None });
+        let mut requests: Vec<_> =
+            (0..self.universe.keys.len()).map(|key| Request::peek(Some(key))).collect();
+        requests.push(Request::peek(None));
         self.client()?;
         let client = self.client.as_mut().expect("connected");
         let frames: Vec<_> = requests.iter().map(|request| client.encode(&self.universe, request)).collect();
@@ -136,6 +135,7 @@ impl Run<'_> {
     fn identify(&mut self, generation: u64, marker: &str) -> Result<(), String> {
         let unix = self.now().unix;
         self.reference.served = None;
+        self.reference.forget_verdicts();
         self.reference.last_read = self.source.version;
         self.reference.unstored.clear();
         let failed = self.has_failed();

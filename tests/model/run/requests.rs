@@ -3,14 +3,15 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyward_daemon::admin::message::Command;
-use keyward_daemon::admin::send_command_within;
+use keyward_admin::message::Command;
+use keyward_admin::send_command_within;
 use keyward_daemon::connection::simulation as sockets;
 
 use super::Run;
 use super::revocations::to_message;
 use crate::client::Client;
-use crate::reference::{Guard, Request, Target};
+use crate::keys::UNKNOWN_LIMIT;
+use crate::reference::{Guard, Kind, Request, Target};
 use crate::wait::{HANG, wait_until};
 
 /// The smallest send buffer, and requests whose answers do not fit it.
@@ -34,8 +35,11 @@ impl Run<'_> {
         let random = &mut self.random;
         let key = (!random.one_in(12)).then(|| random.index(self.universe.keys.len()));
         let limits = key.map_or(&[][..], |key| self.universe.keys[key].limits());
-        let refund =
-            random.one_in(8).then(|| limits.first().filter(|_| random.one_in(3)).map(|(name, ..)| *name));
+        let kind = match random.below(16) {
+            0..2 => Kind::Refund,
+            2 => Kind::Debit,
+            _ => Kind::Verify,
+        };
         let cost = match random.below(10) {
             0 => 0,
             1..6 => 1,
@@ -43,8 +47,17 @@ impl Run<'_> {
             8 => 1 + random.below(8) as u32,
             _ => 100 + random.below(300) as u32,
         };
-        let cost = if refund.is_some() { cost.max(1) } else { cost };
-        Request { key, is_raw: random.one_in(6), cost, refund }
+        // Another key's limit, one that no key has, or mostly one of this key.
+        let name = match random.below(8) {
+            0 => "slow",
+            1 => UNKNOWN_LIMIT,
+            _ if limits.is_empty() => "default",
+            _ => random.of(limits).0,
+        };
+        let cost_of = random.one_in(5).then(|| (name, random.below(6) as u32));
+        // Without a cost of a limit, one of 0 would be an error.
+        let cost = if kind != Kind::Verify && cost_of.is_none() { cost.max(1) } else { cost };
+        Request { key, is_raw: random.one_in(6), kind, cost, cost_of }
     }
 
     /// Sends a batch, in one or several parts, and checks every answer.
@@ -94,7 +107,7 @@ impl Run<'_> {
             })?;
             let verdict = checked?;
             self.counts.answer(verdict);
-            if verdict.is_allowed() && request.cost > 0 {
+            if verdict.is_allowed() {
                 self.is_charged |= self.enter(request)?;
             }
         }
@@ -104,17 +117,22 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Enters an allowed request into the ledger. Returns whether it is about a limit.
+    /// Enters an allowed request into the ledger. Returns whether it has changed a limit.
     fn enter(&mut self, request: &Request) -> Result<bool, String> {
         let buckets = self.reference.buckets_of(&self.universe, request);
         let has_limits = !buckets.is_empty();
-        for (id, period, burst) in buckets {
-            if request.refund.is_some() {
-                self.counts.refunds += 1;
-                self.ledger.refund(id, period, request.cost, self.time);
-            } else {
-                self.counts.charges += 1;
-                self.ledger.charge(id, (period, burst), request.cost, self.time)?;
+        for (id, (period, burst), amount) in buckets {
+            match request.kind {
+                Kind::Verify => {
+                    self.counts.charges += 1;
+                    self.ledger.charge(id, (period, burst), amount, self.time)?;
+                }
+                Kind::Refund => {
+                    self.counts.refunds += 1;
+                    self.ledger.refund(id, period, amount, self.time);
+                }
+                // It admits nothing.
+                Kind::Debit => self.counts.debits += 1,
             }
         }
         Ok(has_limits)
@@ -149,7 +167,7 @@ impl Run<'_> {
         for request in &requests {
             self.reference.lose(&self.universe, request, now);
             // It may have been made. A charge that was not answered has admitted nothing.
-            if request.refund.is_some() {
+            if request.kind == Kind::Refund {
                 self.enter(request)?;
             }
         }
@@ -175,7 +193,7 @@ impl Run<'_> {
         peer.send(&hello)?;
         peer.receive_welcome()?;
         sockets::set_send_buffer(0);
-        let request = Request { key: Some(key), is_raw: false, cost: 0, refund: None };
+        let request = Request::peek(Some(key));
         let frames: Vec<_> = (0..STALLED_REQUESTS).map(|_| peer.encode(&self.universe, &request)).collect();
         peer.send(&frames.concat())?;
         // All of them are answered at once, and the answers do not fit the send buffer.

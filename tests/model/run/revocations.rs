@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use keyward_daemon::admin::message;
-use keyward_daemon::admin::message::{Command, Reply};
+use keyward_admin::message;
+use keyward_admin::message::{Command, Reply};
 
 use super::Run;
 use crate::reference::Target;
@@ -76,6 +76,10 @@ impl Run<'_> {
         let may_be_unwritten = self.has_failed() || (is_known && self.reference.uncertain.contains(target));
         if (found.keys, found.revoked) != expected {
             return Err(format!("{expected:?} rows are revoked, and not {found:?}"));
+        }
+        // A change of a target with rows moves the generation.
+        if !is_known && expected.0 > 0 {
+            self.reference.move_generation();
         }
         if found.generation != self.reference.generation() || found.already != is_known {
             return Err(format!("not what was expected: {found:?}"));

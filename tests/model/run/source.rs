@@ -3,7 +3,7 @@
 use std::fs;
 use std::rc::Rc;
 
-use keyward_daemon::admin::message::Command;
+use keyward_admin::message::Command;
 
 use super::Run;
 use crate::keys::{ANCHOR, Content, Source};

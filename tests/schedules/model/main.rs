@@ -1,17 +1,22 @@
-//! The limiter compared with a model of it over a million random sequences: every outcome, every
-//! balance and every count of buckets must be the same.
+//! The limiter compared with a model of it over random sequences: every outcome, every balance, every
+//! amount that was changed, and every count of slots must be the same.
 //!
 //! The limiter is compiled against a `sync` with small chunks, so that creating one for each
 //! sequence is cheap.
 //!
-//! A failure names the seed of its sequence. `KEYWARD_MODEL_SEED=N cargo test -p keyward-schedules
+//! `KEYWARD_MODEL_SEQUENCES=N` runs N sequences, with `KEYWARD_MODEL_FIRST=N` from another seed than
+//! 0. A failure names the seed of its sequence: `KEYWARD_MODEL_SEED=N cargo test -p keyward-schedules
 //! --test model` runs that sequence alone.
 
 #![allow(clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
 mod choices;
+mod civil;
+mod coverage;
 #[path = "../limiter.rs"]
 mod limiter;
+#[path = "../../../src/engine/now.rs"]
+mod now;
 mod reference;
 mod sequence;
 
@@ -34,33 +39,49 @@ mod sync {
     pub fn prefetch<T>(_: &T) {}
 }
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
 
 use choices::Choices;
+use coverage::{Coverage, EVENTS};
 use sequence::Sequence;
 
-/// Sequences to run. The seeds are `0..SEQUENCES`.
-const SEQUENCES: u64 = 1_000_000;
+/// Sequences to run by default.
+const SEQUENCES: u64 = 100_000;
+
+/// Each event of [`EVENTS`] happens at least once in so many sequences.
+const SEQUENCES_PER_EVENT: u64 = 10;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
 
 #[test]
 fn limiter_behaves_like_the_model() {
-    if let Ok(seed) = std::env::var("KEYWARD_MODEL_SEED") {
-        return Sequence::new(Choices::new(seed.parse().expect("a number"))).run();
+    if let Some(seed) = number("KEYWARD_MODEL_SEED") {
+        return Sequence::new(Choices::new(seed)).run();
     }
-    let admitting = AtomicU64::new(0);
+    let first = number("KEYWARD_MODEL_FIRST").unwrap_or(0);
+    let sequences = number("KEYWARD_MODEL_SEQUENCES").unwrap_or(SEQUENCES);
+    let coverage = Mutex::new(Coverage::default());
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     std::thread::scope(|scope| {
         for thread in 0..threads {
-            let admitting = &admitting;
+            let coverage = &coverage;
             scope.spawn(move || {
-                for seed in (thread..SEQUENCES).step_by(threads as usize) {
+                let mut own = Coverage::default();
+                for seed in (first + thread..first + sequences).step_by(threads as usize) {
                     let mut sequence = Sequence::new(Choices::new(seed));
                     sequence.run();
-                    admitting.fetch_add(u64::from(sequence.admitted > 0), Ordering::Relaxed);
+                    own.merge(&sequence.coverage);
                 }
+                coverage.lock().expect("no thread has failed").merge(&own);
             });
         }
     });
-    // Otherwise the comparison means little.
-    assert!(admitting.into_inner() > SEQUENCES / 2, "few sequences admit a request");
+    let coverage = coverage.into_inner().expect("no thread has failed");
+    for event in EVENTS {
+        let count = coverage.count(event);
+        println!("{event:?}: {count}");
+        assert!(count > sequences / SEQUENCES_PER_EVENT, "{event:?} happens {count} times only");
+    }
 }

@@ -1,242 +1,579 @@
-//! The model: buckets that hold fractions of units, and are refilled whenever they are accessed.
+//! The model: limits whose balances are exact numbers, and are brought up to date whenever they are
+//! read.
 //!
-//! A bucket whose rate refills one unit in `period` ticks counts in parts of 1/`period` of a unit,
-//! so that one tick refills one part and nothing is rounded. [`Bucket::convert`] is the exception:
-//! another rate has parts of another size, and the level is rounded down. All arithmetic is in
-//! `u128`, which cannot overflow here.
+//! * A token bucket has a signed level in parts. One unit has as many parts as its rate has ticks for
+//!   it, so that a tick refills one part and nothing is rounded. [`Limit::convert`] is the exception:
+//!   another rate has parts of another size, and the level is rounded down.
+//! * A calendar window has a start and a sum, from the model's own calendar ([`civil`](crate::civil)).
+//! * Credits have a sum.
+//!
+//! All arithmetic is in `i128`, which cannot overflow here.
 
 use std::collections::BTreeMap;
 
-use crate::limiter::Rate;
+use crate::civil::{ZONES, is_new};
+use crate::limiter::{NEVER, Rate, Rule, RuleKind};
+use crate::now::Now;
 
-#[derive(Clone, Debug)]
-pub struct Bucket {
-    pub rate: Rate,
-    pub parts: u128,
-    /// The tick at which the bucket held `parts`.
-    at: u64,
-    /// The rate that a reload has changed to, until a request uses it.
-    new_rate: Option<Rate>,
-    /// The other buckets that a conversion takes its level from. After the conversion, the bucket
-    /// as it was before is one of them.
-    former: Vec<Self>,
-    /// Whether the bucket has been converted since the reload. Requests of the old snapshot are
-    /// superseded.
-    pub is_superseded: bool,
-}
+const NANOSECONDS_PER_MILLISECOND: i64 = 1_000_000;
+
+/// The identity of a limit.
+pub type Id = (u8, RuleKind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Admitted,
     Refused,
+    OutOfCredit,
     ExceedsBurst,
     Superseded,
 }
 
-/// Remaining cost, ticks until the requested cost fits, ticks until the bucket is full.
-pub type Balance = (u32, u64, u64);
+/// Available cost, nanoseconds until the refused cost fits, nanoseconds until nothing is spent.
+pub type Balance = (i64, u64, u64);
 
-/// The position of the deciding limit, and its balance.
-pub type DecidingLimit = (usize, Balance);
+/// The verdict; the position of the deciding limit, and its balance; and the first shadow limit that
+/// would have refused.
+pub type Answer = (Verdict, Option<(usize, Balance)>, Option<usize>);
 
-/// The verdict, the deciding limit, and the first shadow limit that would have refused.
-pub type Answer = (Verdict, Option<DecidingLimit>, Option<usize>);
+/// The enforced limits by position: what was charged, debited or refunded, and the balance.
+pub type Balances = Vec<(usize, u32, Balance)>;
 
-/// A limit of a request: the number of its bucket, and whether it is a shadow limit.
-pub type Limit = (u8, bool);
+/// A limit of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub id: Id,
+    /// The rule in the snapshot of the request.
+    pub rule: Rule,
+    pub cost: u32,
+    pub shadow: bool,
+}
 
-fn period(rate: Rate) -> u128 {
-    u128::from(rate.period().get())
+/// The times that the limiter has seen.
+#[derive(Clone, Debug)]
+struct Clock {
+    nanoseconds: u64,
+    unix: u32,
+    /// The index of the time zone.
+    zone: usize,
+    /// Windows that were computed: zone, period, start, end.
+    computed: Vec<(usize, u8, i64, i64)>,
+}
+
+/// A moment for one rule.
+#[derive(Clone, Copy)]
+struct Moment {
+    nanoseconds: u64,
+    /// The start of the current calendar window.
+    start: i64,
+    /// Nanoseconds until it ends.
+    ends_in: u64,
+}
+
+impl Clock {
+    /// The later of `now` and all times before. Only calendar windows take notice of the calendar.
+    fn at(&mut self, now: Now, rule: Rule) -> Moment {
+        self.nanoseconds = self.nanoseconds.max(now.nanoseconds);
+        let (mut start, mut ends_in) = (0, 0);
+        if let Rule::Window { period, .. } = rule {
+            self.unix = self.unix.max(now.unix);
+            let end;
+            (start, end) = self.window(period.number());
+            let milliseconds = 1_000 * (end - i64::from(now.unix)) - i64::from(now.millisecond);
+            ends_in = (milliseconds.max(0) * NANOSECONDS_PER_MILLISECOND) as u64;
+        }
+        Moment { nanoseconds: self.nanoseconds, start, ends_in }
+    }
+
+    fn window(&mut self, period: u8) -> (i64, i64) {
+        let unix = i64::from(self.unix);
+        let is_current = |(zone, of, start, end): &&(usize, u8, i64, i64)| {
+            (*zone, *of) == (self.zone, period) && (*start..*end).contains(&unix)
+        };
+        if let Some((_, _, start, end)) = self.computed.iter().find(is_current) {
+            return (*start, *end);
+        }
+        let (start, end) = ZONES[self.zone].window(period, unix);
+        self.computed.push((self.zone, period, start, end));
+        (start, end)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Amount {
+    /// The level in parts at a time in nanoseconds.
+    Level { parts: i128, at: u64 },
+    /// What was spent in the window that started at a Unix second.
+    InWindow { start: i64, spent: i128 },
+    /// What was spent in total.
+    InTotal { spent: i128 },
+}
+
+/// A balance, and the rule that it is read with.
+#[derive(Clone, Debug)]
+pub struct State {
+    rule: Rule,
+    amount: Amount,
+}
+
+fn period(rate: Rate) -> i128 {
+    i128::from(rate.period().get())
+}
+
+fn scale(rate: Rate) -> i128 {
+    i128::from(rate.scale().get())
 }
 
 /// The parts in a full bucket.
-fn capacity(rate: Rate) -> u128 {
-    period(rate) * u128::from(rate.burst())
+fn capacity(rate: Rate) -> i128 {
+    period(rate) * i128::from(rate.burst())
 }
 
-impl Bucket {
-    fn full(rate: Rate) -> Self {
-        Self { rate, parts: capacity(rate), at: 0, new_rate: None, former: Vec::new(), is_superseded: false }
+/// The level at the floor.
+fn floor(rate: Rate, overdraft: u32) -> i128 {
+    -period(rate) * i128::from(overdraft)
+}
+
+/// Whether a limit whose rule changes continues with the same balance.
+fn continues(rule: Rule, next: Rule) -> bool {
+    match (rule, next) {
+        (Rule::Bucket { .. }, Rule::Bucket { .. }) => rule == next,
+        (Rule::Window { period, .. }, Rule::Window { period: other, .. }) => period == other,
+        (Rule::Credits { .. }, Rule::Credits { .. }) => true,
+        _ => false,
+    }
+}
+
+/// The nanoseconds in which this many parts are refilled.
+fn nanoseconds(rate: Rate, parts: i128) -> u64 {
+    let scale = scale(rate);
+    ((parts + scale - 1) / scale).max(0) as u64
+}
+
+impl State {
+    fn unspent(rule: Rule) -> Self {
+        let amount = match rule {
+            Rule::Bucket { rate, .. } => Amount::Level { parts: capacity(rate), at: 0 },
+            Rule::Window { .. } => Amount::InWindow { start: i64::MIN / 2, spent: 0 },
+            Rule::Credits { .. } => Amount::InTotal { spent: 0 },
+        };
+        Self { rule, amount }
     }
 
-    fn refill(&mut self, now: u64) {
-        self.parts = (self.parts + u128::from(now - self.at)).min(capacity(self.rate));
-        self.at = now;
+    fn rate(&self) -> Rate {
+        let Rule::Bucket { rate, .. } = self.rule else { panic!("not a bucket") };
+        rate
     }
 
-    fn full_at(&self) -> u128 {
-        u128::from(self.at) + capacity(self.rate) - self.parts
+    /// The level of a bucket, or the start of the window in use and what was spent.
+    fn read(&self, moment: Moment) -> (i64, i128) {
+        match self.amount {
+            Amount::Level { parts, at } => {
+                let refilled = i128::from(moment.nanoseconds - at) * scale(self.rate());
+                (0, (parts + refilled).min(capacity(self.rate())))
+            }
+            Amount::InWindow { start, spent } => {
+                let Rule::Window { period, .. } = self.rule else { panic!("not a window") };
+                if is_new(period.number(), start, moment.start) { (moment.start, 0) } else { (start, spent) }
+            }
+            Amount::InTotal { spent } => (0, spent),
+        }
     }
 
-    fn is_full_at(&self, now: u64) -> bool {
-        self.full_at() <= u128::from(now)
+    fn write(&mut self, moment: Moment, start: i64, number: i128) {
+        self.amount = match self.amount {
+            Amount::Level { .. } => Amount::Level { parts: number, at: moment.nanoseconds },
+            Amount::InWindow { .. } => Amount::InWindow { start, spent: number },
+            Amount::InTotal { .. } => Amount::InTotal { spent: number },
+        };
     }
 
-    /// `cost` in parts.
-    fn parts_of(&self, cost: u32) -> u128 {
-        period(self.rate) * u128::from(cost)
+    /// Nanoseconds until nothing is spent.
+    fn unspent_in(&self, moment: Moment) -> u64 {
+        let (_, number) = self.read(moment);
+        match self.rule {
+            Rule::Bucket { rate, .. } => nanoseconds(rate, capacity(rate) - number),
+            Rule::Window { .. } => {
+                if number > 0 {
+                    moment.ends_in
+                } else {
+                    0
+                }
+            }
+            Rule::Credits { .. } => {
+                if number > 0 {
+                    NEVER
+                } else {
+                    0
+                }
+            }
+        }
     }
 
-    /// Converts the bucket to its new rate, if it has one. This is the only place that rounds:
-    /// down.
-    fn convert(&mut self, now: u64) {
-        let Some(rate) = self.new_rate.take() else { return };
+    /// How far the balance is above zero under `rule`: in parts for a bucket, in units otherwise.
+    fn above_zero(&self, rule: Rule, moment: Moment) -> i128 {
+        let (_, number) = self.read(moment);
+        match rule {
+            Rule::Bucket { .. } => number,
+            Rule::Window { count: limit, .. } | Rule::Credits { granted: limit, .. } => {
+                i128::from(limit) - number
+            }
+        }
+    }
+
+    /// `cost` in what [`above_zero`](Self::above_zero) counts.
+    fn measure(rule: Rule, cost: u32) -> i128 {
+        match rule {
+            Rule::Bucket { rate, .. } => period(rate) * i128::from(cost),
+            Rule::Window { .. } | Rule::Credits { .. } => i128::from(cost),
+        }
+    }
+
+    /// Why a cost does not fit.
+    fn misfit(&self, rule: Rule, moment: Moment, cost: u32) -> Option<Verdict> {
+        if cost == 0 || Self::measure(rule, cost) <= self.above_zero(rule, moment) {
+            return None;
+        }
+        Some(match rule {
+            Rule::Credits { .. } => Verdict::OutOfCredit,
+            Rule::Bucket { .. } | Rule::Window { .. } if u64::from(cost) > rule.limit() => {
+                Verdict::ExceedsBurst
+            }
+            Rule::Bucket { .. } | Rule::Window { .. } => Verdict::Refused,
+        })
+    }
+
+    /// Takes `units` from the balance, or returns them if they are negative.
+    fn take(&mut self, moment: Moment, units: i64) {
+        let (start, number) = self.read(moment);
+        let after = match self.rule {
+            Rule::Bucket { rate, .. } => (number - period(rate) * i128::from(units)).min(capacity(rate)),
+            Rule::Window { .. } | Rule::Credits { .. } => number + i128::from(units),
+        };
+        self.write(moment, start, after);
+    }
+
+    /// How much of `cost` fits above the floor.
+    fn above_floor(&self, rule: Rule, moment: Moment, cost: u32) -> u32 {
+        let above_zero = self.above_zero(rule, moment);
+        let room = match rule {
+            Rule::Bucket { rate, overdraft } => (above_zero - floor(rate, overdraft)) / period(rate),
+            Rule::Window { .. } | Rule::Credits { .. } => (above_zero + i128::from(rule.overdraft())).max(0),
+        };
+        room.min(cost.into()) as u32
+    }
+
+    /// How much of `cost` is spent. A unit that has been refilled in part counts.
+    fn refundable(&self, rule: Rule, moment: Moment, cost: u32) -> u32 {
+        let (_, number) = self.read(moment);
+        let spent = match rule {
+            Rule::Bucket { rate, .. } => (capacity(rate) - number + period(rate) - 1) / period(rate),
+            Rule::Window { .. } | Rule::Credits { .. } => number,
+        };
+        spent.min(cost.into()) as u32
+    }
+
+    fn balance(&self, rule: Rule, moment: Moment, wanted: u32) -> Balance {
+        let above_zero = self.above_zero(rule, moment);
+        let missing = Self::measure(rule, wanted) - above_zero;
+        let (available, retry_after) = match rule {
+            Rule::Bucket { rate, .. } => (above_zero.div_euclid(period(rate)), nanoseconds(rate, missing)),
+            Rule::Window { .. } => (above_zero, if missing > 0 { moment.ends_in } else { 0 }),
+            Rule::Credits { .. } => (above_zero, if missing > 0 { NEVER } else { 0 }),
+        };
+        let reset = if rule.kind() == RuleKind::Credits { NEVER } else { self.unspent_in(moment) };
+        (available as i64, if wanted == 0 { 0 } else { retry_after }, reset)
+    }
+}
+
+/// A limit of the snapshots in use.
+#[derive(Clone, Debug)]
+pub struct Limit {
+    state: State,
+    /// The rule that a reload has changed to, until a request uses it.
+    new_rule: Option<Rule>,
+    /// The other balances that a conversion starts from. After the conversion, the balance as it was
+    /// before is one of them.
+    former: Vec<State>,
+    /// Whether the balance has been converted since the reload. Requests of the old snapshot are
+    /// superseded.
+    is_superseded: bool,
+}
+
+impl Limit {
+    fn new(state: State) -> Self {
+        Self { state, new_rule: None, former: Vec::new(), is_superseded: false }
+    }
+
+    /// Converts the balance to its new rule, if it has one. This is the only place that rounds: a
+    /// level down.
+    fn convert(&mut self, clock: &mut Clock, now: Now) -> bool {
+        let Some(rule) = self.new_rule.take() else { return false };
+        let new = clock.at(now, rule);
         let mut former = std::mem::take(&mut self.former);
-        former.push(self.clone());
-        former.iter_mut().for_each(|bucket| bucket.refill(now));
-        let levels = former.iter().map(|bucket| bucket.parts * period(rate) / period(bucket.rate));
-        let lowest = levels.min().expect("the bucket itself is one of them");
-        let parts = lowest.min(capacity(rate));
-        *self = Self { rate, parts, at: now, new_rate: None, former, is_superseded: true };
-    }
-
-    fn balance(&self, cost: u32) -> Balance {
-        let retry_after = self.parts_of(cost).saturating_sub(self.parts);
-        let remaining = self.parts / period(self.rate);
-        (remaining as u32, retry_after as u64, (capacity(self.rate) - self.parts) as u64)
+        former.push(self.state.clone());
+        let numbers = former.iter().map(|state| {
+            let (_, number) = state.read(clock.at(now, state.rule));
+            match rule {
+                Rule::Bucket { rate, overdraft } => {
+                    let level = (number * period(rate)).div_euclid(period(state.rate()));
+                    level.max(floor(rate, overdraft)).min(capacity(rate))
+                }
+                Rule::Window { .. } | Rule::Credits { .. } => -number,
+            }
+        });
+        let lowest = numbers.min().expect("at least one");
+        let mut state = State::unspent(rule);
+        let number = if rule.kind() == RuleKind::Bucket { lowest } else { -lowest };
+        state.write(new, new.start, number);
+        *self = Self { state, new_rule: None, former, is_superseded: true };
+        true
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Model {
-    /// The buckets of the snapshots in use, by number.
-    pub buckets: BTreeMap<u8, Bucket>,
-    /// The buckets of removed keys and of former rates.
-    pub retained: Vec<(u8, Bucket)>,
-    latest_tick: u64,
+    /// The limits of the snapshots in use.
+    limits: BTreeMap<Id, Limit>,
+    /// The balances of removed keys and of former rules.
+    pub retained: Vec<(Id, State)>,
+    clock: Clock,
+    /// Conversions of a balance to another rule.
+    pub conversions: u64,
+    /// Windows that a limit in use has left behind.
+    pub new_windows: u64,
 }
 
 impl Model {
-    /// The tick of a request: not earlier than that of any request before it.
-    fn advance(&mut self, now: u64) -> u64 {
-        self.latest_tick = self.latest_tick.max(now);
-        self.latest_tick
+    pub fn new(now: u64, unix: u32, zone: usize) -> Self {
+        let clock = Clock { nanoseconds: now, unix, zone, computed: Vec::new() };
+        Self { limits: BTreeMap::new(), retained: Vec::new(), clock, conversions: 0, new_windows: 0 }
     }
 
-    /// Refills the buckets of a request, which belongs to the newest snapshot or to the one before.
-    /// `None` if one of them is superseded.
-    fn prepare(&mut self, limits: &[Limit], now: u64, is_newest: bool) -> Option<()> {
-        let is_superseded = |id: &u8| self.buckets[id].is_superseded;
-        if !is_newest && limits.iter().any(|(id, _)| is_superseded(id)) {
+    pub fn set_zone(&mut self, zone: usize) {
+        self.clock.zone = zone;
+    }
+
+    /// The latest Unix second that a window was used at.
+    pub fn latest_unix(&self) -> u32 {
+        self.clock.unix
+    }
+
+    /// The Unix second at which the current window ends.
+    pub fn end_of_window(&mut self, period: u8) -> i64 {
+        self.clock.window(period).1
+    }
+
+    fn convert(&mut self, id: Id, now: Now) {
+        let limit = self.limits.get_mut(&id).expect("a limit");
+        self.conversions += u64::from(limit.convert(&mut self.clock, now));
+    }
+
+    fn state(&self, request: &Request) -> &State {
+        &self.limits[&request.id].state
+    }
+
+    /// The moment of each limit of a request, which belongs to the newest snapshot or to the one
+    /// before; `None` if one is superseded.
+    fn prepare(&mut self, requests: &[Request], now: Now, is_newest: bool) -> Option<Vec<Moment>> {
+        if !is_newest && requests.iter().any(|request| self.limits[&request.id].is_superseded) {
             return None;
         }
-        for (id, _) in limits {
-            let bucket = self.buckets.get_mut(id)?;
-            if is_newest {
-                bucket.convert(now);
+        if is_newest {
+            requests.iter().for_each(|request| self.convert(request.id, now));
+        }
+        Some(requests.iter().map(|request| self.clock.at(now, request.rule)).collect())
+    }
+
+    fn peek(&mut self, requests: &[Request], now: Now, is_newest: bool) -> (Answer, Balances) {
+        let mut balances = Vec::new();
+        for (position, request) in requests.iter().enumerate().filter(|(_, request)| !request.shadow) {
+            let Some(moments) = self.prepare(&[*request], now, is_newest) else {
+                return ((Verdict::Superseded, None, None), balances);
+            };
+            balances.push((position, 0, self.state(request).balance(request.rule, moments[0], 0)));
+        }
+        ((Verdict::Admitted, least_available(&balances), None), balances)
+    }
+
+    /// `is_alone`: the limiter does not lock the only limit.
+    pub fn charge(
+        &mut self,
+        requests: &[Request],
+        now: Now,
+        is_newest: bool,
+        is_alone: bool,
+    ) -> (Answer, Balances) {
+        if requests.iter().all(|request| request.cost == 0) {
+            return self.peek(requests, now, is_newest);
+        }
+        if is_alone {
+            self.clock.nanoseconds = self.clock.nanoseconds.max(now.nanoseconds);
+        }
+        let Some(moments) = self.prepare(requests, now, is_newest) else {
+            return ((Verdict::Superseded, None, None), Vec::new());
+        };
+        let misfit = |position: usize| {
+            let Request { rule, cost, .. } = requests[position];
+            self.state(&requests[position]).misfit(rule, moments[position], cost)
+        };
+        let of = |shadow: bool| {
+            let positions = (0..requests.len()).filter(move |position| requests[*position].shadow == shadow);
+            positions.filter_map(|position| Some((misfit(position)?, position)))
+        };
+        let shadow = of(true).map(|(_, position)| position).next();
+        let severest = [Verdict::ExceedsBurst, Verdict::OutOfCredit, Verdict::Refused].into_iter();
+        let refusal = severest.filter_map(|severe| of(false).find(|(misfit, _)| *misfit == severe)).next();
+        let fits: Vec<bool> = (0..requests.len()).map(|position| misfit(position).is_none()).collect();
+        let waits: Vec<bool> =
+            (0..requests.len()).map(|position| misfit(position) == Some(Verdict::Refused)).collect();
+        let mut balances = Vec::new();
+        for (position, request) in requests.iter().enumerate() {
+            let (Request { id, rule, cost, shadow }, moment) = (*request, moments[position]);
+            let is_charged = refusal.is_none() && fits[position];
+            if is_charged && cost > 0 {
+                self.take(id, moment, cost.into());
             }
-            bucket.refill(now);
-        }
-        Some(())
-    }
-
-    pub fn charge(&mut self, limits: &[Limit], now: u64, cost: u32, is_newest: bool) -> Answer {
-        let now = self.advance(now);
-        let enforced: Vec<Limit> = limits.iter().copied().filter(|(_, shadow)| !shadow).collect();
-        // A peek ignores shadow limits.
-        if self.prepare(if cost == 0 { &enforced } else { limits }, now, is_newest).is_none() {
-            return (Verdict::Superseded, None, None);
-        }
-        let has_room = |id: u8| self.buckets[&id].parts >= self.buckets[&id].parts_of(cost);
-        let shadow = (cost > 0).then(|| limits.iter().position(|(id, shadow)| *shadow && !has_room(*id)));
-        let shadow = shadow.flatten();
-        let over_burst =
-            limits.iter().position(|(id, shadow)| !shadow && cost > self.buckets[id].rate.burst());
-        if let Some(position) = over_burst {
-            let balance = self.buckets[&limits[position].0].balance(0);
-            return (Verdict::ExceedsBurst, Some((position, balance)), shadow);
-        }
-        if !enforced.iter().all(|(id, _)| has_room(*id)) {
-            let longest_wait = self.deciding(limits, cost, |(_, retry_after, _)| u64::MAX - retry_after);
-            return (Verdict::Refused, longest_wait, shadow);
-        }
-        if cost > 0 {
-            for (id, _) in limits.iter().filter(|(id, _)| has_room(*id)).copied().collect::<Vec<_>>() {
-                let bucket = self.buckets.get_mut(&id).expect("the bucket is prepared");
-                bucket.parts -= bucket.parts_of(cost);
+            if !shadow {
+                let wanted = if waits[position] { cost } else { 0 };
+                let balance = self.state(request).balance(rule, moment, wanted);
+                balances.push((position, if is_charged { cost } else { 0 }, balance));
             }
         }
-        (Verdict::Admitted, self.least_remaining(limits), shadow)
+        let balance_at = |at: usize| balances.iter().find(|(position, ..)| *position == at);
+        let (verdict, deciding) = match refusal {
+            None => (Verdict::Admitted, least_available(&balances)),
+            Some((Verdict::Refused, _)) => {
+                let longest = balances.iter().rev().max_by_key(|(_, _, (_, retry_after, _))| *retry_after);
+                (Verdict::Refused, longest.map(|(position, _, balance)| (*position, *balance)))
+            }
+            Some((verdict, at)) => {
+                (verdict, balance_at(at).map(|(position, _, balance)| (*position, *balance)))
+            }
+        };
+        ((verdict, deciding, shadow), balances)
     }
 
-    pub fn refund(&mut self, limits: &[Limit], now: u64, cost: u32, is_newest: bool) -> Answer {
-        let now = self.advance(now);
-        if self.prepare(limits, now, is_newest).is_none() {
-            return (Verdict::Superseded, None, None);
+    fn take(&mut self, id: Id, moment: Moment, units: i64) {
+        let state = &mut self.limits.get_mut(&id).expect("a limit").state;
+        if let Amount::InWindow { start, spent } = state.amount {
+            self.new_windows += u64::from(spent > 0 && state.read(moment).0 != start);
         }
-        for (id, _) in limits {
-            let bucket = self.buckets.get_mut(id).expect("the bucket is prepared");
-            bucket.parts = (bucket.parts + bucket.parts_of(cost)).min(capacity(bucket.rate));
+        state.take(moment, units);
+    }
+
+    pub fn debit(&mut self, requests: &[Request], now: Now, is_newest: bool) -> (Answer, Balances) {
+        self.settle(requests, now, is_newest, |state, request, moment| {
+            i64::from(state.above_floor(request.rule, moment, request.cost))
+        })
+    }
+
+    pub fn refund(&mut self, requests: &[Request], now: Now, is_newest: bool) -> (Answer, Balances) {
+        self.settle(requests, now, is_newest, |state, request, moment| {
+            -i64::from(state.refundable(request.rule, moment, request.cost))
+        })
+    }
+
+    fn settle(
+        &mut self,
+        requests: &[Request],
+        now: Now,
+        is_newest: bool,
+        units: impl Fn(&State, &Request, Moment) -> i64,
+    ) -> (Answer, Balances) {
+        let Some(moments) = self.prepare(requests, now, is_newest) else {
+            return ((Verdict::Superseded, None, None), Vec::new());
+        };
+        self.clock.nanoseconds = self.clock.nanoseconds.max(now.nanoseconds);
+        let mut balances = Vec::new();
+        for (position, (request, moment)) in requests.iter().zip(moments).enumerate() {
+            let units = units(self.state(request), request, moment);
+            if request.cost > 0 {
+                self.take(request.id, moment, units);
+            }
+            if !request.shadow {
+                let balance = self.state(request).balance(request.rule, moment, 0);
+                balances.push((position, units.unsigned_abs() as u32, balance));
+            }
         }
-        (Verdict::Admitted, self.least_remaining(limits), None)
+        ((Verdict::Admitted, least_available(&balances), None), balances)
     }
 
-    fn least_remaining(&self, limits: &[Limit]) -> Option<DecidingLimit> {
-        self.deciding(limits, 0, |(remaining, _, _)| u64::from(remaining))
-    }
-
-    /// The enforced limit whose balance has the least `measure`; the first of equal ones.
-    fn deciding(
-        &self,
-        limits: &[Limit],
-        cost: u32,
-        measure: impl Fn(Balance) -> u64,
-    ) -> Option<DecidingLimit> {
-        let enforced = limits.iter().enumerate().filter(|(_, (_, shadow))| !shadow);
-        enforced
-            .map(|(position, (id, _))| (position, self.buckets[id].balance(cost)))
-            .min_by_key(|(_, balance)| measure(*balance))
-    }
-
-    /// A reload publishes a snapshot with the buckets `wanted`.
-    pub fn publish(&mut self, wanted: &[(u8, Rate)]) {
-        for (id, rate) in wanted {
-            if self.buckets.get(id).is_some_and(|bucket| bucket.rate == *rate) {
+    /// A reload publishes a snapshot with the limits `wanted`.
+    pub fn publish(&mut self, wanted: &[(Id, Rule)]) {
+        for (id, rule) in wanted {
+            if let Some(limit) = self.limits.get_mut(id)
+                && continues(limit.state.rule, *rule)
+            {
+                limit.state.rule = *rule;
                 continue;
             }
-            let mut existing: Vec<Bucket> = self.buckets.remove(id).into_iter().collect();
+            let mut existing: Vec<State> =
+                self.limits.remove(id).map(|limit| limit.state).into_iter().collect();
             let is_added = existing.is_empty();
             let retained = self.retained.extract_if(.., |(other, _)| other == id);
-            existing.extend(retained.map(|(_, bucket)| bucket));
-            let bucket = match existing.first().cloned() {
-                None => Bucket::full(*rate),
-                Some(only) if is_added && existing.len() == 1 && only.rate == *rate => only,
-                Some(first) => Bucket { new_rate: Some(*rate), former: existing.split_off(1), ..first },
+            existing.extend(retained.map(|(_, state)| state));
+            let limit = match existing.first().cloned() {
+                None => Limit::new(State::unspent(*rule)),
+                Some(only) if is_added && existing.len() == 1 && continues(only.rule, *rule) => {
+                    Limit::new(State { rule: *rule, ..only })
+                }
+                Some(state) => {
+                    Limit { new_rule: Some(*rule), former: existing.split_off(1), ..Limit::new(state) }
+                }
             };
-            self.buckets.insert(*id, bucket);
+            self.limits.insert(*id, limit);
         }
     }
 
-    /// The old snapshot is no longer in use, and the new one has the buckets `current`. Other
-    /// buckets are retained until they are full, and so are those of former rates that become full
-    /// later than the buckets that replaced them.
-    pub fn reclaim(&mut self, current: &[u8], now: u64) {
-        for (id, bucket) in &mut self.buckets {
-            if bucket.new_rate.is_some() || bucket.is_superseded {
-                self.latest_tick = self.latest_tick.max(now);
+    /// The old snapshot is no longer in use, and the new one has the limits `current`. The balances of
+    /// others are retained until nothing of them is spent, and so are those under former rules that
+    /// are spent for longer than the ones that replaced them.
+    pub fn reclaim(&mut self, current: &[Id], now: Now) {
+        let ids: Vec<Id> = self.limits.keys().copied().collect();
+        ids.iter().for_each(|id| self.convert(*id, now));
+        let clock = &mut self.clock;
+        for (id, limit) in &mut self.limits {
+            limit.is_superseded = false;
+            for former in std::mem::take(&mut limit.former) {
+                let own = limit.state.unspent_in(clock.at(now, limit.state.rule));
+                if former.unspent_in(clock.at(now, former.rule)) > own {
+                    self.retained.push((*id, former));
+                }
             }
-            bucket.convert(now);
-            bucket.is_superseded = false;
-            let former = std::mem::take(&mut bucket.former).into_iter();
-            let full_later = former.filter(|former| former.full_at() > bucket.full_at());
-            self.retained.extend(full_later.map(|former| (*id, former)));
         }
-        let removed = self.buckets.extract_if(.., |id, _| !current.contains(id));
-        self.retained.extend(removed);
-        self.retained.retain(|(_, bucket)| !bucket.is_full_at(now));
+        let removed = self.limits.extract_if(.., |id, _| !current.contains(id));
+        self.retained.extend(removed.map(|(id, limit)| (id, limit.state)));
+        self.retained.retain(|(_, state)| state.unspent_in(clock.at(now, state.rule)) > 0);
     }
 
-    /// The model of the next process, whose ticks begin at `now`. The balances were saved at tick
-    /// `saved_at` of the previous process, `elapsed` ticks ago.
-    pub fn restarted(&self, saved_at: u64, elapsed: u64, now: u64) -> Self {
-        let live = self.buckets.iter().map(|(id, bucket)| (*id, bucket.clone()));
-        let mut retained: Vec<(u8, Bucket)> = live.chain(self.retained.iter().cloned()).collect();
-        for (_, bucket) in &mut retained {
-            bucket.refill(saved_at);
-            bucket.refill(saved_at + elapsed);
-            bucket.at = now;
-        }
-        retained.retain(|(_, bucket)| !bucket.is_full_at(now));
-        Self { buckets: BTreeMap::new(), retained, latest_tick: now }
+    /// What is saved: the balances of which something is spent.
+    pub fn saved(&mut self, now: Now) -> Self {
+        let live = self.limits.iter().map(|(id, limit)| (*id, limit.state.clone()));
+        let mut retained: Vec<(Id, State)> = live.chain(self.retained.iter().cloned()).collect();
+        retained.retain(|(_, state)| state.unspent_in(self.clock.at(now, state.rule)) > 0);
+        Self { limits: BTreeMap::new(), retained, clock: self.clock.clone(), ..*self }
     }
+
+    /// The model of the next process, which starts at `now` in the time zone `zone`. These balances
+    /// were saved at `saved_at` of the previous process, `elapsed` nanoseconds ago.
+    pub fn restarted(mut self, saved_at: u64, elapsed: u64, now: Now, zone: usize) -> Self {
+        let clock = &mut self.clock;
+        (clock.nanoseconds, clock.zone) = (now.nanoseconds, zone);
+        for (_, state) in &mut self.retained {
+            if let Amount::Level { .. } = state.amount {
+                let at = Moment { nanoseconds: saved_at + elapsed, start: 0, ends_in: 0 };
+                let (_, parts) = state.read(at);
+                state.amount = Amount::Level { parts, at: now.nanoseconds };
+            }
+        }
+        self.retained.retain(|(_, state)| state.unspent_in(clock.at(now, state.rule)) > 0);
+        self
+    }
+}
+
+/// The first of the limits with the least available.
+fn least_available(balances: &Balances) -> Option<(usize, Balance)> {
+    let least = balances.iter().min_by_key(|(_, _, (available, ..))| *available);
+    least.map(|(position, _, balance)| (*position, *balance))
 }

@@ -6,6 +6,9 @@
 
 #[path = "../limiter.rs"]
 mod limiter;
+#[allow(dead_code, reason = "the limiter uses a part of it")]
+#[path = "../../../src/engine/now.rs"]
+mod now;
 #[path = "../scenarios.rs"]
 mod scenarios;
 
@@ -76,5 +79,39 @@ fn charge_beside_a_rate_change() {
 
 #[test]
 fn charge_of_two_limits_beside_a_rate_change() {
-    explore(scenarios::several_and_rate_change);
+    explore(|| scenarios::several_and_rate_change(1));
+    explore(|| scenarios::several_and_rate_change(0));
+}
+
+#[test]
+fn charge_beside_a_debit() {
+    explore(scenarios::charge_beside_a_debit);
+}
+
+#[test]
+fn debits_stop_at_the_floor() {
+    explore(|| scenarios::debits_of_each_kind(1));
+    explore(|| scenarios::debits_of_each_kind(3));
+}
+
+#[test]
+#[should_panic(expected = "LOST DEBIT")]
+fn racy_debit_is_detected() {
+    explore(scenarios::debits_racily);
+}
+
+#[test]
+#[should_panic(expected = "OVERDRAWN")]
+fn racy_debit_beside_a_charge_is_detected() {
+    explore(scenarios::debit_racily_beside_a_charge);
+}
+
+#[test]
+fn debit_beside_a_refund() {
+    explore(scenarios::refund_beside_a_debit);
+}
+
+#[test]
+fn debit_of_several_kinds_beside_rule_changes() {
+    explore(scenarios::several_kinds_and_rule_changes);
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use keyward_protocol::{Answer, Verdict};
+use keyward_protocol::{Answer, BalancesBuf, LimitBalance, LimitKind, Verdict};
 
 /// The daemon's answer. A denial is also an answer: check [`is_allowed`](Self::is_allowed).
 #[derive(Clone, PartialEq, Eq)]
@@ -20,6 +20,7 @@ pub struct Decision {
     /// The end of each text in `texts`; the metadata follows the last one.
     ends: [u16; TEXTS],
     has_metadata: bool,
+    balances: Option<BalancesBuf>,
 }
 
 /// Number of the texts before the metadata, whose indexes follow.
@@ -36,14 +37,35 @@ const SHADOW_LIMIT: usize = 5;
 pub struct Limit<'a> {
     /// Name of the limit, as configured.
     pub name: &'a str,
-    /// Burst of the limit: the most that it ever holds, in units of cost.
+    /// The most that the limit ever holds, in units of cost: the burst of a bucket, the count of a
+    /// window, or the credits granted in total. `u32::MAX` stands for that or more.
     pub limit: u32,
-    /// What could be spent right now, after this request, in units of cost.
+    /// What could be spent right now, after this request, in units of cost; zero also if the limit is
+    /// overdrawn. `u32::MAX` stands for that or more.
     pub remaining: u32,
     /// Time until the same cost would be admitted, in whole milliseconds, rounded up; zero unless
-    /// the verdict is RATE_LIMITED. 49.7 days stands for that time or longer.
+    /// the verdict is RATE_LIMITED. 49.7 days stands for that time or longer. Round up when you
+    /// convert it to seconds, for example for `Retry-After`.
     pub retry_after: Duration,
-    /// Time until the limit is full again, rounded and capped in the same way.
+    /// Time until a bucket is full again or a window ends, rounded and capped in the same way; 49.7
+    /// days for credits.
+    pub reset: Duration,
+}
+
+/// The balance of one limit of a key, after the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Balance<'a> {
+    /// Name of the limit, as configured.
+    pub name: &'a str,
+    /// How the limit gets its balance back.
+    pub kind: LimitKind,
+    /// The burst of a bucket, the count of a window, or the credits granted in total.
+    pub limit: u64,
+    /// What this request charged; for a refund, what it gave back.
+    pub charged: u32,
+    /// What can be spent now; below zero if the limit is overdrawn.
+    pub balance: i64,
+    /// Time until a bucket is full or a window ends, as in [`Limit::reset`].
     pub reset: Duration,
 }
 
@@ -72,6 +94,7 @@ impl Decision {
             texts: texts.into_boxed_str(),
             ends,
             has_metadata: answer.metadata.is_some(),
+            balances: answer.balances.map(BalancesBuf::from),
         }
     }
 
@@ -86,7 +109,8 @@ impl Decision {
         self.verdict
     }
 
-    /// The number of the snapshot that the whole answer was taken from; 0 with NOT_READY.
+    /// The number of the state of all keys that the whole answer was taken from; 0 with NOT_READY. Two
+    /// decisions of one run of the daemon with the same number differ only by time and balances.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -137,11 +161,29 @@ impl Decision {
         if self.has_metadata { self.texts.get(start..) } else { None }
     }
 
+    /// The balance of every enforced limit of the key, in the key's order: empty if the request did
+    /// not ask for them, or the key is unknown.
+    pub fn balances(&self) -> impl Iterator<Item = Balance<'_>> {
+        self.balances.iter().flat_map(|balances| balances.as_balances().iter()).map(Balance::from)
+    }
+
+    /// The one of the [balances](Self::balances) with this name.
+    pub fn balance(&self, limit: &str) -> Option<Balance<'_>> {
+        self.balances().find(|balance| balance.name == limit)
+    }
+
     /// The text with this index. On the wire, an absent text is empty.
     fn text(&self, index: usize) -> Option<&str> {
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         let text = self.texts.get(usize::from(start)..usize::from(self.ends[index]))?;
         if text.is_empty() { None } else { Some(text) }
+    }
+}
+
+impl<'a> From<LimitBalance<'a>> for Balance<'a> {
+    fn from(limit: LimitBalance<'a>) -> Self {
+        let LimitBalance { name, kind, limit, charged, balance, reset_ms } = limit;
+        Self { name, kind, limit, charged, balance, reset: Duration::from_millis(u64::from(reset_ms)) }
     }
 }
 
@@ -157,6 +199,7 @@ impl fmt::Debug for Decision {
             .field("environment", &self.environment())
             .field("plan", &self.plan())
             .field("metadata", &self.metadata())
+            .field("balances", &self.balances)
             .finish()
     }
 }

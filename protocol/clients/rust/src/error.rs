@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_protocol::{ErrorCode, ErrorFrame, FieldTooLongError, ProtocolError};
+use keyward_protocol::{ErrorCode, ErrorFrame, FieldTooLongError, InvalidCostError, ProtocolError};
 
 /// Why there is no answer. keyward recommends to deny the request in this case.
 ///
@@ -68,9 +68,17 @@ pub enum Error {
         /// The name; empty if there is none.
         name: String,
     },
-    /// A refund of 0; nothing was sent.
-    #[error("a refund gives back at least 1; a request of cost 0, a peek, has charged nothing")]
-    EmptyRefund,
+    /// A limit cannot have a cost of its own; nothing was sent.
+    #[error("{limit:?} cannot have a cost of its own: {source}")]
+    InvalidCost {
+        /// The name of the limit.
+        limit: String,
+        /// Why not.
+        source: InvalidCostError,
+    },
+    /// A refund or debit of 0; nothing was sent.
+    #[error("a refund or debit is at least 1; a request of cost 0, a peek, has charged nothing")]
+    ZeroAdjustment,
     /// The async client was used outside of a tokio runtime; nothing was sent.
     #[error(
         "keyward's async client needs a tokio runtime with I/O and time enabled; elsewhere use the blocking client"
@@ -91,8 +99,8 @@ fn too_long_hint(error: &FieldTooLongError) -> &'static str {
 }
 
 impl Error {
-    /// Whether the key may have been charged although there is no answer, or refunded if the
-    /// request was a [`Refund`](crate::Refund). If this is `false`, repeating the request cannot do
+    /// Whether the key may have been charged although there is no answer, or refunded if the request
+    /// was a [`Refund`](crate::Refund). If this is `false`, repeating the request cannot do
     /// so twice.
     pub fn may_have_been_charged(&self) -> bool {
         match self {
@@ -103,7 +111,8 @@ impl Error {
             | Self::FieldTooLong(_)
             | Self::RequestTooLong { .. }
             | Self::InvalidScope { .. }
-            | Self::EmptyRefund
+            | Self::InvalidCost { .. }
+            | Self::ZeroAdjustment
             | Self::NoRuntime => false,
         }
     }

@@ -44,7 +44,7 @@
 //! * **Nothing is charged twice.** A request is sent again only if no part of it was written, or if
 //!   the daemon said that it was not processed. For other requests, see
 //!   [`Error::may_have_been_charged`]. A [`Refund`] gives back what was charged for a request that
-//!   came to nothing; a refund is not carried out twice either.
+//!   came to nothing, and a [`Debit`] charges what a response has cost; neither is carried out twice.
 //! * **Connections are managed.** The client connects on first use, and again if the connection has
 //!   ended or has been silent for too long.
 //!
@@ -55,6 +55,7 @@
 //! again, and `busy_poll` when to spin for an answer. `pipeline` and `blocking` are the two
 //! clients, and do the I/O.
 
+mod adjustment;
 pub mod blocking;
 mod busy_poll;
 mod credential_mode;
@@ -65,7 +66,6 @@ mod failure;
 mod options;
 mod pipeline;
 mod receive_buffer;
-mod refund;
 mod request;
 mod retry;
 mod send_buffer;
@@ -73,12 +73,13 @@ mod sequence;
 mod session;
 mod socket;
 
-pub use decision::{Decision, Limit};
+pub use adjustment::{Adjustment, Debit, Refund};
+pub use decision::{Balance, Decision, Limit};
 pub use error::{DaemonError, Error, ProtocolViolationError};
 pub use keyward_protocol::{
-    DEFAULT_SOCKET, ErrorCode, FieldTooLongError, ProtocolError, UnknownVerdict, Verdict,
+    DEFAULT_SOCKET, ErrorCode, FieldTooLongError, InvalidCostError, LimitKind, ProtocolError,
+    UnknownLimitKind, UnknownVerdict, Verdict,
 };
 pub use options::{DEFAULT_DEADLINE, DEFAULT_MAX_IN_FLIGHT, Options};
 pub use pipeline::Client;
-pub use refund::Refund;
 pub use request::Request;

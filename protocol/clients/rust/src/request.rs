@@ -1,15 +1,18 @@
-//! Requests: the key, and what it has to be allowed to do. A refund is a request with another
-//! operation.
+//! Requests: the key, and what it has to be allowed to do. A refund and a debit are requests with
+//! another operation.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
-use keyward_protocol::{Credential, Refund as RefundFrame, ScopeMode, Scopes, Verify};
+use keyward_protocol::{
+    Adjustment as AdjustmentFrame, Costs, CostsBuf, Credential, FrameKind, InvalidCostError, ScopeMode,
+    Scopes, Verify,
+};
 use zeroize::Zeroize;
 
-use crate::Refund;
 use crate::error::Error;
+use crate::{Debit, Refund};
 
 /// The default cost of a request.
 const DEFAULT_COST: u32 = 1;
@@ -33,24 +36,24 @@ const DEFAULT_COST: u32 = 1;
 pub struct Request<'a> {
     key: Key<'a>,
     pub(crate) cost: u32,
+    costs: LimitCosts,
     scopes: ScopeNames,
     mode: ScopeMode,
     ip: Option<IpAddr>,
     origin: Option<Cow<'a, str>>,
     environment: Option<Cow<'a, str>>,
     want_metadata: bool,
+    want_balances: bool,
     prefers_raw: bool,
-    operation: Operation<'a>,
+    operation: Operation,
 }
 
 /// What the daemon does with the key.
-#[derive(Clone)]
-pub(crate) enum Operation<'a> {
+#[derive(Clone, Copy)]
+pub(crate) enum Operation {
     Verify,
-    Refund {
-        /// Name of the only limit to give back to; `None` means every limit of the key.
-        limit: Option<Cow<'a, str>>,
-    },
+    Refund,
+    Debit,
 }
 
 /// The raw key. An owned key is wiped on drop, a borrowed one is not.
@@ -76,6 +79,18 @@ enum ScopeNames {
     Invalid(String),
 }
 
+/// The costs of limits that have one of their own.
+#[derive(Clone)]
+enum LimitCosts {
+    Valid(CostsBuf),
+    /// A cost that no request can carry. Like an invalid scope, it is reported when the request is
+    /// sent.
+    Invalid {
+        limit: String,
+        error: InvalidCostError,
+    },
+}
+
 impl<'a> Request<'a> {
     /// A request about a borrowed key: a `&str`, `&String`, `&[u8]`, `&[u8; N]`...
     pub fn new<K: AsRef<[u8]> + ?Sized>(key: &'a K) -> Self {
@@ -91,28 +106,54 @@ impl<'a> Request<'a> {
         Self {
             key,
             cost: DEFAULT_COST,
+            costs: LimitCosts::Valid(CostsBuf::new()),
             scopes: ScopeNames::None,
             mode: ScopeMode::All,
             ip: None,
             origin: None,
             environment: None,
             want_metadata: false,
+            want_balances: false,
             prefers_raw: false,
             operation: Operation::Verify,
         }
     }
 
-    /// Sets what to charge each of the key's limits, in units of the limit. The default is 1; 0 is
-    /// a [`peek`](Self::peek).
+    /// Sets what to charge each of the key's limits that has no cost [of its own](Self::cost_of), in
+    /// units of the limit. The default is 1; with 0, only limits with a cost of their own are charged.
     #[must_use]
     pub fn cost(mut self, cost: u32) -> Self {
         self.cost = cost;
         self
     }
 
-    /// Charges nothing: the answer contains the current balance.
+    /// Sets what to charge the limit with this name. All limits are charged, or none.
+    ///
+    /// The key need not have the limit, but some plan or key must: otherwise the answer is
+    /// [`UnknownLimit`](crate::Verdict::UnknownLimit), so that a typo is noticed. At most 16 limits can
+    /// have a cost of their own, each one. A name that is empty, longer than 64 bytes or repeated
+    /// fails with [`Error::InvalidCost`](crate::Error::InvalidCost) when the request is sent.
+    ///
+    /// ```
+    /// # use keyward_client::Request;
+    /// // One request, and an estimate of its tokens.
+    /// let request = Request::new("acme_live_0123456789").cost_of("tokens", 1500);
+    /// ```
     #[must_use]
-    pub fn peek(self) -> Self {
+    pub fn cost_of(mut self, limit: impl AsRef<str>, cost: u32) -> Self {
+        if let LimitCosts::Valid(costs) = &mut self.costs
+            && let Err(error) = costs.push(limit.as_ref(), cost)
+        {
+            self.costs = LimitCosts::Invalid { limit: limit.as_ref().to_owned(), error };
+        }
+        self
+    }
+
+    /// Charges nothing: the answer contains the current balance. Removes the costs of an earlier
+    /// call of [`cost`](Self::cost) or [`cost_of`](Self::cost_of).
+    #[must_use]
+    pub fn peek(mut self) -> Self {
+        self.costs = LimitCosts::Valid(CostsBuf::new());
         self.cost(0)
     }
 
@@ -173,6 +214,14 @@ impl<'a> Request<'a> {
         self
     }
 
+    /// Requests the balance of every limit of the key with the answer: see
+    /// [`Decision::balances`](crate::Decision::balances).
+    #[must_use]
+    pub fn balances(mut self) -> Self {
+        self.want_balances = true;
+        self
+    }
+
     /// Sends the key itself instead of its digest, if the daemon accepts that. Only then can the
     /// daemon distinguish a typo ([`MalformedKey`](crate::Verdict::MalformedKey)) from an unknown
     /// key. This is meant for tools; an application has no reason to let the key leave its process.
@@ -182,15 +231,33 @@ impl<'a> Request<'a> {
         self
     }
 
-    /// The refund of this request: the same key, the same cost, every limit. See [`Refund`].
+    /// The refund of this request: the same key and the same costs. See [`Refund`].
     #[must_use]
     pub fn refund(&self) -> Refund<'_> {
-        let refund = Refund::new(self.key(), self.cost);
-        if self.prefers_raw { refund.raw() } else { refund }
+        Refund::of(Request { costs: self.costs.clone(), ..self.same_key(self.cost) })
+    }
+
+    /// The refund of a part of what this request was charged: `amount` to one limit, and nothing to
+    /// others. See [`Refund`].
+    #[must_use]
+    pub fn refund_of(&self, limit: impl AsRef<str>, amount: u32) -> Refund<'_> {
+        Refund::of(self.same_key(0).cost_of(limit, amount))
+    }
+
+    /// A charge on top of this request: `amount` to one limit, and nothing to others. See [`Debit`].
+    #[must_use]
+    pub fn debit_of(&self, limit: impl AsRef<str>, amount: u32) -> Debit<'_> {
+        Debit::of(self.same_key(0).cost_of(limit, amount))
+    }
+
+    /// A request about the same key, in the same form.
+    fn same_key(&self, cost: u32) -> Request<'_> {
+        let request = Request::new(self.key()).cost(cost);
+        if self.prefers_raw { request.raw() } else { request }
     }
 
     /// Sets what the daemon does with the key.
-    pub(crate) fn operation(mut self, operation: Operation<'a>) -> Self {
+    pub(crate) fn operation(mut self, operation: Operation) -> Self {
         self.operation = operation;
         self
     }
@@ -203,14 +270,16 @@ impl<'a> Request<'a> {
         Request {
             key: key.into_owned(),
             cost: self.cost,
+            costs: self.costs,
             scopes: self.scopes,
             mode: self.mode,
             ip: self.ip,
             origin: self.origin.map(|origin| Cow::Owned(origin.into_owned())),
             environment: self.environment.map(|environment| Cow::Owned(environment.into_owned())),
             want_metadata: self.want_metadata,
+            want_balances: self.want_balances,
             prefers_raw: self.prefers_raw,
-            operation: self.operation.into_owned(),
+            operation: self.operation,
         }
     }
 
@@ -222,12 +291,9 @@ impl<'a> Request<'a> {
         &self.key.0
     }
 
-    /// The name of the only limit to refund, if this is a refund and there is one.
-    pub(crate) fn refunded_limit(&self) -> Option<&str> {
-        match &self.operation {
-            Operation::Refund { limit } => limit.as_deref(),
-            Operation::Verify => None,
-        }
+    /// The costs of limits with one of their own, for `{:?}`.
+    pub(crate) fn debug_costs(&self) -> &impl fmt::Debug {
+        &self.costs
     }
 
     /// Appends the frame. If that fails, nothing is appended.
@@ -237,15 +303,38 @@ impl<'a> Request<'a> {
         credential: Credential<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        match &self.operation {
+        match self.operation {
             Operation::Verify => self.verify_frame(request_id, credential)?.encode(out)?,
-            Operation::Refund { .. } if self.cost == 0 => return Err(Error::EmptyRefund),
-            Operation::Refund { limit } => {
-                RefundFrame { request_id, cost: self.cost, credential, limit: limit.as_deref() }
-                    .encode(out)?;
-            }
+            Operation::Refund => self.adjustment_frame::<REFUND>(request_id, credential)?.encode(out)?,
+            Operation::Debit => self.adjustment_frame::<DEBIT>(request_id, credential)?.encode(out)?,
         }
         Ok(())
+    }
+
+    fn adjustment_frame<'b, const KIND: u8>(
+        &'b self,
+        request_id: u32,
+        credential: Credential<'b>,
+    ) -> Result<AdjustmentFrame<'b, KIND>, Error> {
+        let costs = self.wire_costs()?;
+        if self.cost == 0 && costs.is_none() {
+            return Err(Error::ZeroAdjustment);
+        }
+        let want_balances = self.want_balances;
+        Ok(AdjustmentFrame {
+            costs,
+            want_balances,
+            ..AdjustmentFrame::new(request_id, self.cost, credential)
+        })
+    }
+
+    fn wire_costs(&self) -> Result<Option<Costs<'_>>, Error> {
+        match &self.costs {
+            LimitCosts::Valid(costs) => Ok(costs.as_costs()),
+            LimitCosts::Invalid { limit, error } => {
+                Err(Error::InvalidCost { limit: limit.clone(), source: *error })
+            }
+        }
     }
 
     fn verify_frame<'b>(&'b self, request_id: u32, credential: Credential<'b>) -> Result<Verify<'b>, Error> {
@@ -263,22 +352,17 @@ impl<'a> Request<'a> {
             scopes,
             origin: self.origin.as_deref(),
             environment: self.environment.as_deref(),
+            costs: self.wire_costs()?,
             want_metadata: self.want_metadata,
+            want_balances: self.want_balances,
             ..verify
         })
     }
 }
 
-impl Operation<'_> {
-    fn into_owned(self) -> Operation<'static> {
-        match self {
-            Self::Verify => Operation::Verify,
-            Self::Refund { limit } => {
-                Operation::Refund { limit: limit.map(|name| Cow::Owned(name.into_owned())) }
-            }
-        }
-    }
-}
+/// The kinds of frames that change what a key was charged.
+pub(crate) const REFUND: u8 = FrameKind::Refund as u8;
+pub(crate) const DEBIT: u8 = FrameKind::Debit as u8;
 
 impl Key<'_> {
     fn into_owned(mut self) -> Key<'static> {
@@ -311,13 +395,24 @@ impl fmt::Debug for Request<'_> {
         f.debug_struct("Request")
             .field("key", &format_args!("{} bytes", self.key().len()))
             .field("cost", &self.cost)
+            .field("costs", &self.costs)
             .field("scopes", &self.scopes)
             .field("mode", &self.mode)
             .field("ip", &self.ip)
             .field("origin", &self.origin)
             .field("environment", &self.environment)
             .field("metadata", &self.want_metadata)
+            .field("balances", &self.want_balances)
             .finish()
+    }
+}
+
+impl fmt::Debug for LimitCosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Valid(costs) => write!(f, "{costs:?}"),
+            Self::Invalid { limit, error } => write!(f, "invalid: {limit:?}, {error}"),
+        }
     }
 }
 

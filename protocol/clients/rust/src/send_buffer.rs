@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use keyward_protocol::{Credential, HEADER_BYTES, LENGTH_BYTES, MAX_REQUEST_LENGTH};
+use keyward_protocol::{Credential, HEADER_BYTES, LENGTH_BYTES, MAX_REQUEST_LENGTH, verify_flag};
 use zeroize::Zeroize;
 
 use crate::Request;
@@ -10,7 +10,10 @@ use crate::error::Error;
 use crate::sequence::request_id;
 use crate::session::Session;
 
-/// Position of `cost` in the frames of VERIFY and REFUND.
+/// Position of `flags` in a frame.
+const FLAGS: Range<usize> = 6..8;
+
+/// Position of `cost` in the frames of VERIFY, REFUND and DEBIT.
 const COST: Range<usize> = HEADER_BYTES..HEADER_BYTES + 4;
 
 /// Written bytes that the buffer may retain at its front before it moves the rest there.
@@ -88,16 +91,19 @@ impl SendBuffer {
         other.base += self.bytes.len() as u64;
     }
 
-    /// Cancels the request at `position` if no part of it has been written. Its cost becomes 0, so
-    /// that it charges nothing: a VERIFY becomes a peek, and the daemon rejects the REFUND. The
-    /// request keeps its place, and the caller ignores the response.
+    /// Cancels the request at `position` if no part of it has been written. Its cost becomes 0 and
+    /// the flag of its `costs` is removed, so that it charges nothing: a VERIFY becomes a peek, and the
+    /// daemon rejects a REFUND, a DEBIT, and `costs` without their flag. The request keeps its place,
+    /// and the caller ignores the response.
     pub(crate) fn cancel(&mut self, position: u64) {
         if position < self.sent_position() {
             return;
         }
         let start = (position - self.base) as usize;
-        if let Some(cost) = self.bytes.get_mut(start + COST.start..start + COST.end) {
-            cost.fill(0);
+        let Some(frame) = self.bytes.get_mut(start..start + COST.end) else { return };
+        frame[COST].fill(0);
+        for (byte, flag) in frame[FLAGS].iter_mut().zip(verify_flag::COSTS.to_le_bytes()) {
+            *byte &= !flag;
         }
     }
 
@@ -141,9 +147,9 @@ impl Drop for SendBuffer {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may panic")]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 mod tests {
-    use keyward_protocol::CREDENTIAL_DIGEST;
+    use keyward_protocol::{self as wire, CREDENTIAL_DIGEST, ParsedFrame, parse_frame};
 
     use super::*;
 
@@ -176,6 +182,27 @@ mod tests {
         assert_eq!(bytes[COST], [7, 0, 0, 0]);
         let second = second as usize;
         assert_eq!(bytes[second + COST.start..second + COST.end], [0; 4]);
+    }
+
+    #[test]
+    fn cancelled_request_with_costs_is_rejected_or_a_peek() {
+        let verify = Request::new("key").cost(7);
+        let verify_costs = verify.clone().cost_of("tokens", 5).balances();
+        let (refund, debit) = (verify_costs.refund(), verify_costs.debit_of("tokens", 1));
+        for request in [&verify, &verify_costs, refund.request(), debit.request()] {
+            let mut buffer = empty_buffer();
+            let position = buffer.push(1, request, Credential::Digest([0; 32])).unwrap();
+            buffer.cancel(position);
+            let ParsedFrame::Complete { header, body, .. } = parse_frame(&buffer.bytes, MAX_REQUEST_LENGTH)
+            else {
+                panic!("not a frame");
+            };
+            let charges = match wire::Request::decode(&header, body) {
+                Ok(wire::Request::Verify(peek)) => peek.cost > 0 || peek.costs.is_some(),
+                decoded => decoded.is_ok(),
+            };
+            assert!(!charges);
+        }
     }
 
     #[test]

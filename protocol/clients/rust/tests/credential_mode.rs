@@ -34,9 +34,12 @@ fn refund_with_refused_digest_is_sent_raw() {
         let daemon = ScriptedDaemon::start(|listener| {
             let mut peer = Peer::accept(listener);
             let [digest, raw] = peer.refuse_then_allow(RAW);
-            assert_eq!((raw.raw.as_deref(), raw.cost, &raw.refund), (Some(&b"a"[..]), 3, &digest.refund));
+            assert_eq!(
+                (raw.raw.as_deref(), raw.cost, raw.kind, &raw.costs),
+                (Some(&b"a"[..]), 3, digest.kind, &digest.costs)
+            );
         });
-        let refund = Refund::new("a", 3).limit("requests");
+        let refund = Refund::new("a", 3).cost_of("requests", 1);
         assert!(kind.connect_to(&daemon.socket).refund(&refund).unwrap().is_allowed());
         daemon.finish();
     });

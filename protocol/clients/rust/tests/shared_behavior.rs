@@ -74,6 +74,7 @@ fn all_fields_of_request_and_answer_are_transmitted() {
                 plan: "pro",
                 metadata: Some("{\"seat\":4}"),
                 shadow_limit: Some("daily"),
+                balances: None,
             }
             .encode(&mut out);
             peer.send(&out);

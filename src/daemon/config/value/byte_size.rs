@@ -1,14 +1,19 @@
 //! Sizes in bytes, such as `usage.max_file_size`.
 
-use crate::config::text::{Text, deserialize_text};
+use crate::config::text::{Text, text};
 
-/// Maximum size of a file, or of buffers.
+/// Maximum size of a file, or of buffers: at least `MIN_KIB` kibibytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::config) struct ByteSize(u64);
+pub(in crate::config) struct ByteSize<const MIN_KIB: u64>(u64);
 
-impl ByteSize {
-    /// Smaller files would be rotated after a few lines.
-    const MIN: u64 = 4 << 10;
+/// The size of a file. Smaller ones would be rotated after a few lines.
+pub(in crate::config) type FileSize = ByteSize<4>;
+
+/// The size of the buffers of a uid: the answers to one full read can be larger than the read.
+pub(in crate::config) type BufferSize = ByteSize<128>;
+
+impl<const MIN_KIB: u64> ByteSize<MIN_KIB> {
+    const MIN: u64 = MIN_KIB << 10;
     /// More than any tool reads in one piece.
     const MAX: u64 = 1 << 40;
     /// Units that follow the number.
@@ -23,7 +28,7 @@ impl ByteSize {
     }
 }
 
-impl Text for ByteSize {
+impl<const MIN_KIB: u64> Text for ByteSize<MIN_KIB> {
     const EXPECTED: &'static str = "a size such as \"64MiB\"";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -37,12 +42,16 @@ impl Text for ByteSize {
         };
         match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(*unit)) {
             Some(bytes) if (Self::MIN..=Self::MAX).contains(&bytes) => Ok(Self(bytes)),
-            _ => Err(format!("{text:?} is out of range: write \"4KiB\" to \"1024GiB\"")),
+            _ => Err(format!("{text:?} is out of range: write \"{MIN_KIB}KiB\" to \"1024GiB\"")),
         }
     }
 }
 
-deserialize_text!(ByteSize);
+impl<'de, const MIN_KIB: u64> serde::Deserialize<'de> for ByteSize<MIN_KIB> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer)
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -51,15 +60,20 @@ mod tests {
     #[test]
     fn size_has_a_unit_and_a_range() {
         for (text, bytes) in [("4KiB", 4096), ("64MiB", 64 << 20), ("1024 GiB", 1 << 40)] {
-            assert_eq!(ByteSize::parse(text).map(ByteSize::bytes), Ok(bytes), "{text}");
+            assert_eq!(FileSize::parse(text).map(FileSize::bytes), Ok(bytes), "{text}");
         }
         for text in ["", "64", "MiB", "64MB", "-1MiB", "1.5MiB", "0x1MiB"] {
-            let refused = ByteSize::parse(text).expect_err("not a size");
+            let refused = FileSize::parse(text).expect_err("not a size");
             assert!(refused.ends_with("write a number and KiB, MiB or GiB, such as \"64MiB\""), "{refused}");
         }
         for text in ["3KiB", "0MiB", "1025GiB", "99999999999999999999GiB"] {
-            let refused = ByteSize::parse(text).expect_err("out of range");
+            let refused = FileSize::parse(text).expect_err("out of range");
             assert_eq!(refused, format!("{text:?} is out of range: write \"4KiB\" to \"1024GiB\""));
+        }
+        assert_eq!(BufferSize::parse("128KiB").map(BufferSize::bytes), Ok(128 << 10));
+        for text in ["3KiB", "127KiB", "1025GiB"] {
+            let refused = BufferSize::parse(text).expect_err("out of range");
+            assert_eq!(refused, format!("{text:?} is out of range: write \"128KiB\" to \"1024GiB\""));
         }
     }
 }

@@ -6,7 +6,7 @@ mod log;
 mod socket_mode;
 mod source;
 
-pub(super) use byte_size::ByteSize;
+pub(super) use byte_size::{BufferSize, FileSize};
 pub use fraction::Fraction;
 pub use log::{LogFormat, LogLevel};
 pub use socket_mode::SocketMode;

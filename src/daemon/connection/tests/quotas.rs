@@ -70,7 +70,12 @@ async fn unread_answers_above_the_quota_end_the_connection() {
         let finished = peers.iter().filter(|peer| peer.served.is_finished()).count();
         assert!((1..4).contains(&finished), "{finished} of 4 connections have ended: {quotas:?}");
         for peer in peers.into_iter().filter(|peer| peer.served.is_finished()) {
-            assert_eq!(peer.served.await.expect("no panic").expect("no error"), CloseReason::QuotaExceeded);
+            let (reason, received) = closed(peer).await;
+            assert_eq!(reason, CloseReason::QuotaExceeded);
+            let quota = quotas.in_flight.or(quotas.buffered_bytes).expect("a quota");
+            let (answers, error) = parse(&received);
+            assert!(answers > 0);
+            assert_eq!(error, Some((ErrorCode::QuotaExceeded, quota as u32)));
         }
     }
 }
@@ -94,7 +99,7 @@ async fn rate_delays_requests_of_all_connections_of_the_uid() {
     other.send(1);
     yield_until("an answer", || other.receive() > 0).await;
     assert_eq!(worker.answers(), before + 1);
-    worker.drain.send_replace(true);
+    worker.shutdown.drain();
     peers.push(other);
     assert_drained(peers).await;
 }

@@ -4,22 +4,23 @@
 
 use std::collections::BTreeMap;
 
-use keyward_protocol::{Hello, MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, parse_frame};
+use keyward_protocol::{Hello, Refund};
 
 use super::*;
-use crate::usage::{Usage, UsageCounts, UsagePolicy, UsageQuery};
+use crate::usage::{Usage, UsagePolicy, UsageQuery};
+use keyward_admin::message::UsageCounts;
 use keyward_engine::key_format;
-use keyward_engine::limiter::{Rate, SlotAllocator};
+use keyward_engine::limiter::{Rate, Rule, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::{KeyRecord, Limit};
-use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
+use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta, View};
 use keyward_engine::verify::{BATCH_SIZE, Verifier};
 use keyward_state::Rotation;
 
 /// How long the usage thread may take to receive what was counted.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
+const NOW: Now = Now { nanoseconds: 1 << 40, unix: 1_000_000, millisecond: 0 };
 
 /// A limit: its name, its burst in the old snapshot and in the new one, and whether it is in shadow
 /// mode.
@@ -81,9 +82,7 @@ impl Item {
         let credential = |key: &str| Credential::Digest(key_format::hash(key.as_bytes()));
         let encoded = match self {
             Self::Verify(key, cost) => Verify { cost, ..Verify::new(id, credential(key)) }.encode(input),
-            Self::Refund(key, cost) => {
-                Refund { request_id: id, cost, credential: credential(key), limit: None }.encode(input)
-            }
+            Self::Refund(key, cost) => Refund::new(id, cost, credential(key)).encode(input),
             Self::Hello => {
                 Hello { request_id: id, min_version: 1, max_version: 1 }.encode(input);
                 Ok(())
@@ -165,7 +164,8 @@ impl Snapshots {
                 let limit = |(name, before, after, shadow): &LimitSpec| {
                     let burst = if generation == 1 { *before } else { *after };
                     let rate = Rate::new(1, 1_000_000_000_000, burst).expect("in range");
-                    Limit { shadow: *shadow, ..Limit::new(*name, rate) }
+                    let rule = Rule::bucket(rate, 0).expect("in range");
+                    Limit { shadow: *shadow, ..Limit::new(*name, rule) }
                 };
                 let limits = limits.iter().map(limit).collect();
                 let hash = key_format::hash(key.as_bytes());
@@ -184,8 +184,12 @@ impl Snapshots {
         let digest = |key: &str| Credential::Digest(key_format::hash(key.as_bytes()));
         let charges = TAKEN_OVER.map(|key| Verify::new(1, digest(key)));
         let global_policy = GlobalPolicy::default();
-        let verifier =
-            Verifier { snapshot: Some(&new), limiter: &limiter, global_policy: &global_policy, now: NOW };
+        let verifier = Verifier {
+            view: Some(View::of(&new)),
+            limiter: &limiter,
+            global_policy: &global_policy,
+            now: NOW,
+        };
         assert_eq!(
             verifier.verify(&charges, |decision| assert!(decision.verdict().is_allowed())),
             charges.len()
@@ -245,7 +249,8 @@ async fn assert_used(usage: &Usage, items: &[Item]) {
         let (expected, deadline) = (counts(items, key), Instant::now() + USAGE_TIMEOUT);
         loop {
             let totals = usage.query(UsageQuery::Key(key.to_owned())).await.expect("an answer");
-            if totals.total == expected {
+            // Keys of which something was refunded have counts for each limit, too.
+            if (UsageCounts { limits: None, ..totals.total.clone() }) == expected {
                 break;
             }
             assert!(Instant::now() < deadline, "{key}: {:?} instead of {expected:?}", totals.total);
@@ -268,8 +273,8 @@ fn drive(
     loop {
         log.begin(Some(snapshot), NOW.unix);
         let verifier =
-            Verifier { snapshot: Some(snapshot), limiter, global_policy: &global_policy, now: NOW };
-        let progress = respond(&verifier, 0, &input[at..], &mut output, counters, log);
+            Verifier { view: Some(View::of(snapshot)), limiter, global_policy: &global_policy, now: NOW };
+        let progress = respond(&verifier, Terms::default(), &input[at..], &mut output, counters, log);
         at += progress.consumed;
         replies.extend(decode(&output));
         output.clear();
@@ -342,8 +347,7 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
         let (publisher, mut subscriptions) = Publisher::new(1);
         publisher.swap(old);
         let (usage, log) = usage();
-        let (drain, draining) = watch::channel(false);
-        let closed = Arc::new(AtomicBool::new(false));
+        let (shutdown, view) = ShutdownControl::new();
         let context = WorkerContext::new(
             VerifyInputs {
                 subscription: subscriptions.remove(0),
@@ -353,13 +357,13 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
             },
             Metrics { counters: Arc::default(), usage: log },
             Timeouts { idle: None, unsent_answers: FOREVER, busy_poll: Duration::ZERO },
-            Shutdown { draining, closed: Arc::clone(&closed) },
+            view,
             IdleCount::default(),
         );
         spawn_local(Rc::clone(&context).run_timers());
         spawn_local(Rc::clone(&context).run_turns());
         spawn_local(Rc::clone(&context).flush_usage());
-        let worker = Worker { context, drain, closed };
+        let worker = Worker { context, shutdown };
         let mut peer = worker.connect();
 
         let items = items(first, affected, 3 * BATCH_SIZE, false);
@@ -385,7 +389,7 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
         assert_eq!(decode(&output), replies(&items, first), "{first} before {affected:?}");
         assert_counted(&worker.context.counters, &items);
         assert_used(&usage, &items).await;
-        worker.drain.send_replace(true);
+        worker.shutdown.drain();
         yield_until("the connection to close", || peer.served.is_finished()).await;
     }
 }

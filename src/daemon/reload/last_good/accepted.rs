@@ -9,8 +9,9 @@
 //! The record also says whether the source took access away. Then the older keys on disk are not
 //! served in place of it.
 //!
-//! The record identifies the source by its [`FileState`], not by its content. A missing or damaged
-//! record costs a comparison. The older keys are not served beside a damaged one.
+//! The record identifies the source by its [`FileState`], not by its content. Without a record, or
+//! with a damaged one, a source other than that of the keys on disk is compared with them. They are
+//! not served beside a damaged record.
 
 use std::path::Path;
 
@@ -36,6 +37,10 @@ pub(super) struct AcceptedSource {
     peppers: Vec<String>,
     /// Whether a key may do less by this source than by the keys on disk.
     takes_away: bool,
+    /// Whether there were keys on disk when the record was written. Then they are not missing because
+    /// the daemon was killed before its first save.
+    #[serde(default)]
+    pub(super) has_stored: bool,
 }
 
 impl AcceptedSource {
@@ -47,9 +52,20 @@ impl AcceptedSource {
         parse_settings: String,
         global_policy: &GlobalPolicy,
         takes_away: bool,
+        has_stored: bool,
     ) -> Self {
         let peppers = pepper_fingerprints(global_policy);
-        Self { generation, state, parse_settings, peppers, takes_away }
+        Self { generation, state, parse_settings, peppers, takes_away, has_stored }
+    }
+
+    /// The same record, of a directory that has keys on disk.
+    pub(super) fn after_storing(self) -> Self {
+        Self { has_stored: true, ..self }
+    }
+
+    /// Whether the source was written after a file in the state `state`.
+    pub(super) fn is_newer_than(&self, state: &FileState) -> bool {
+        state.is_older_than(&self.state)
     }
 
     /// Whether serving keys of the generation `stored` in place of its own would give access back.

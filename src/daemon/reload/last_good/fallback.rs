@@ -24,8 +24,8 @@ impl ReloadLoop {
             self.report_unusable(&RecoverError::OtherPepper);
             return false;
         }
-        if let Some(error) = &recovered.superseded {
-            self.report_unusable(error);
+        if let Some(superseded) = &recovered.superseded {
+            self.report_unusable(&superseded.error);
             return false;
         }
         match self.reloader.last_good.as_ref().map(LastGoodStore::applied_takeaways) {
@@ -48,7 +48,7 @@ impl ReloadLoop {
         }
         self.set_aside = set_aside.map(Arc::new);
         let [accepted_at, written_at] = [stored.accepted_at, stored.written_at].map(rfc3339);
-        let (generation, keys) = (self.generation, stored.keys);
+        let (generation, keys) = (self.table_generation, stored.keys);
         error!(
             error = %refusal,
             generation, keys, accepted_at, source_written_at = written_at,

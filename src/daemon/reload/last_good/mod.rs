@@ -28,6 +28,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use crate::reload::{FileState, SourceFile};
+use crate::revocation::Durability;
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir, disk, time};
 
@@ -47,7 +48,7 @@ mod writer;
 use accepted::{ACCEPTED_FILE, AcceptedSource};
 use manifest::{MANIFEST, Manifest};
 pub(super) use parse_settings::parse_settings_digest;
-pub use recover::{RecoverError, Recovered, recover};
+pub use recover::{RecoverError, Recovered, Superseded, recover};
 pub use sealed::SealedError;
 pub(in crate::reload) use takeaway_file::AppliedTakeaways;
 use takeaway_file::{TAKEAWAYS_FILE, TakeawayFile};
@@ -82,8 +83,8 @@ struct State {
     checked_file: Option<String>,
     /// The record of the source that was accepted last. Its keys may not be written yet.
     accepted: Option<AcceptedSource>,
-    /// Whether that record is not on disk, because it could not be written.
-    is_record_unwritten: bool,
+    /// Why that record is not on disk, if it could not be written.
+    record_error: Option<Arc<str>>,
     /// The keys to be written next.
     pending: Option<Job>,
     /// When to write again after a failure.
@@ -146,7 +147,7 @@ impl LastGoodStore {
             return Ok(None);
         }
         let accepted = AcceptedSource::read(&root).unwrap_or_else(|error| {
-            warn!(%error, "which source was accepted last is not known; it is compared with the last good keys");
+            warn!(%error, "which source was accepted last is not known; a source other than that of the last good keys is compared with them");
             None
         });
         let mut state = State { accepted, ..State::default() };
@@ -199,12 +200,12 @@ impl LastGoodStore {
         takes_away: bool,
     ) {
         let parse_settings = parse_settings_digest(source);
-        let takes_away = {
+        let (takes_away, has_stored) = {
             let state = self.shared.state();
             let known = state.accepted.as_ref();
             let is_known =
                 known.is_some_and(|known| known.matches(&file_state, &parse_settings, global_policy));
-            if is_known && !state.is_record_unwritten {
+            if is_known && state.record_error.is_none() {
                 return;
             }
             // Sources since the stored keys count together.
@@ -216,17 +217,30 @@ impl LastGoodStore {
             let takes_away = takes_away || known.is_some_and(|known| known.takes_away_since(generation));
             // In a new directory there was nothing to take away.
             let is_first = known.is_none() && state.stored.is_none() && !state.is_manifest_uncertain;
-            takes_away && (!is_stored || is_storing) && !is_first
+            let has_stored = state.has_stored() || known.is_some_and(|known| known.has_stored);
+            (takes_away && (!is_stored || is_storing) && !is_first, has_stored)
         };
-        let accepted = AcceptedSource::new(generation, file_state, parse_settings, global_policy, takes_away);
-        self.write_record(accepted);
+        self.write_record(AcceptedSource::new(
+            generation,
+            file_state,
+            parse_settings,
+            global_policy,
+            takes_away,
+            has_stored,
+        ));
     }
 
-    /// Writes the record of the accepted source again, if that has failed.
+    /// Writes the record of the accepted source again, if that has failed, or if it does not say yet
+    /// that there are keys on disk.
     pub(super) fn retry_record(&self) {
         let accepted = {
             let state = self.shared.state();
-            state.accepted.clone().filter(|_| state.is_record_unwritten)
+            let has_stored = state.has_stored();
+            let is_due = |accepted: &AcceptedSource| {
+                state.record_error.is_some() || (has_stored && !accepted.has_stored)
+            };
+            let accepted = state.accepted.clone().filter(is_due);
+            accepted.map(|accepted| if has_stored { accepted.after_storing() } else { accepted })
         };
         if let Some(accepted) = accepted {
             self.write_record(accepted);
@@ -242,7 +256,17 @@ impl LastGoodStore {
         }
         let mut state = self.shared.state();
         // What it says must be part of the next record, also if it is not on disk.
-        (state.accepted, state.is_record_unwritten) = (Some(accepted), written.is_err());
+        state.accepted = Some(accepted);
+        state.record_error = written.err().map(|error| error.to_string().into());
+    }
+
+    /// Whether a restart keeps what accepted sources have taken away. Without their record, a start
+    /// that refuses the source serves the keys on disk, which may be older. It is not durable
+    /// either if the latest source took nothing away: that was found in a comparison with the keys
+    /// that were in force, and not with those on disk.
+    pub fn durability(&self) -> Durability {
+        let error = self.shared.state().record_error.clone();
+        error.map_or(Durability::Durable, Durability::NotDurable)
     }
 
     /// Whether the source was accepted before, and so need not be compared: the record of accepted
@@ -253,16 +277,8 @@ impl LastGoodStore {
         source: &SourceFile,
         global_policy: &GlobalPolicy,
     ) -> bool {
-        let (state, parse_settings) = (self.shared.state(), parse_settings_digest(source));
-        // A record older than the keys on disk could not be replaced when they were accepted.
-        let stored = state.stored_generation();
-        let record = state.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
-        let is_recorded =
-            record.is_some_and(|accepted| accepted.matches(file_state, &parse_settings, global_policy));
-        let is_stored = |stored: &Manifest| {
-            stored.is_of(file_state, &parse_settings) && stored.retained_hashes(global_policy).current
-        };
-        is_recorded || state.stored.as_ref().is_some_and(is_stored)
+        let state = self.shared.state();
+        is_recorded(state.stored.as_ref(), state.accepted.as_ref(), file_state, source, global_policy)
     }
 
     /// The manifest has been read, after it could not be at the start.
@@ -303,6 +319,11 @@ impl SharedStore {
 
 impl State {
     /// The generation of the keys on disk; 0 if there are none.
+    /// Whether there are keys on disk, as far as is known.
+    fn has_stored(&self) -> bool {
+        self.stored.is_some() || self.is_manifest_uncertain
+    }
+
     fn stored_generation(&self) -> u64 {
         self.stored.as_ref().map_or(0, |stored| stored.generation)
     }
@@ -319,6 +340,39 @@ impl From<&Manifest> for StoredKeys {
             accepted_at: *accepted_at,
         }
     }
+}
+
+/// Whether a start would serve the source in the state `state` without comparing it with the last
+/// good keys in `directory`, because it was accepted before.
+pub fn was_accepted(
+    directory: &Path,
+    state: &FileState,
+    source: &SourceFile,
+    global_policy: &GlobalPolicy,
+) -> bool {
+    let stored = Manifest::read(directory).ok().flatten();
+    let accepted = AcceptedSource::read(directory).ok().flatten();
+    is_recorded(stored.as_ref(), accepted.as_ref(), state, source, global_policy)
+}
+
+/// Whether the manifest or the record of the accepted source names the source.
+fn is_recorded(
+    stored: Option<&Manifest>,
+    accepted: Option<&AcceptedSource>,
+    file_state: &FileState,
+    source: &SourceFile,
+    global_policy: &GlobalPolicy,
+) -> bool {
+    let parse_settings = parse_settings_digest(source);
+    // A record older than the keys on disk could not be replaced when they were accepted.
+    let generation = stored.map_or(0, |stored| stored.generation);
+    let record = accepted.filter(|accepted| accepted.generation >= generation);
+    // The stored keys are not accepted again after a source that took access away from them.
+    let is_superseded = accepted.is_some_and(|accepted| accepted.takes_away_since(generation));
+    record.is_some_and(|accepted| accepted.matches(file_state, &parse_settings, global_policy))
+        || stored.filter(|_| !is_superseded).is_some_and(|stored| {
+            stored.is_of(file_state, &parse_settings) && stored.retained_hashes(global_policy).current
+        })
 }
 
 /// Removes the last good keys in `directory`, if there are any.

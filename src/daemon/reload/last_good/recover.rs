@@ -11,10 +11,10 @@ use super::manifest::Manifest;
 use super::sealed::SealedError;
 use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::read::SourceReader;
-use crate::reload::{BadRowPolicy, ReloadError, SourceFile};
+use crate::reload::{BadRowPolicy, FileState, ReloadError, SourceFile};
 use keyward_engine::global_policy::{GlobalPolicy, RetainedHashes};
 use keyward_engine::record::Plans;
-use keyward_engine::snapshot::{CompareOptions, KeyTable, compiled};
+use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, compiled};
 use keyward_source::{ColumnMapping, Format};
 use keyward_state as state;
 
@@ -29,8 +29,37 @@ pub struct Recovered {
     pub stored: StoredKeys,
     /// Set if these keys are compared with a source, but not served in its place: a source that was
     /// accepted later took access away, or it is not known whether one did.
-    pub superseded: Option<RecoverError>,
+    pub superseded: Option<Superseded>,
     pub(super) manifest: Manifest,
+}
+
+/// Keys that are compared with a source, but not served in its place.
+pub struct Superseded {
+    /// Why they are not served.
+    pub error: Arc<RecoverError>,
+    /// The source that was accepted later, if its record can be read.
+    accepted: Option<AcceptedSource>,
+}
+
+impl Recovered {
+    /// Refuses the source at `path` in the state `state`, which differs from these keys by `diff`, if
+    /// it is an earlier one than the source that was accepted last, and that one took access away.
+    ///
+    /// # Errors
+    /// [`ReloadError::EarlierSource`], if so.
+    pub fn guard_earlier_source(
+        &self,
+        path: &Path,
+        diff: &Diff,
+        state: &FileState,
+    ) -> Result<(), ReloadError> {
+        let Some(Superseded { accepted, .. }) = &self.superseded else { return Ok(()) };
+        let is_older = accepted.as_ref().is_some_and(|accepted| accepted.is_newer_than(state));
+        if diff.is_unchanged() || is_older {
+            return Err(ReloadError::EarlierSource { path: path.to_path_buf() });
+        }
+        Ok(())
+    }
 }
 
 /// Why last good keys cannot be served.
@@ -72,6 +101,12 @@ pub enum RecoverError {
          all of them, remove that file; keys that were taken away work again then"
     )]
     Takeaways(#[source] SealedError),
+    /// They were stored, and are gone.
+    #[error("they were stored, and are gone: {} says so", record.display())]
+    Missing {
+        /// The path of the record of the accepted source.
+        record: PathBuf,
+    },
     /// A source that was accepted later took access away, and its keys were not stored in time.
     #[error(
         "they are older than the source that was accepted last, which took access away from some of them: the daemon ended \
@@ -107,6 +142,7 @@ impl RecoverError {
             Self::OtherPepper => "pepper",
             Self::Takeaways(_) => "takeaways",
             Self::Superseded { .. } | Self::AcceptedSource(_) => "superseded",
+            Self::Missing { .. } => "missing",
             Self::Swap(error) => error.kind(),
         }
     }
@@ -142,25 +178,38 @@ impl RecoverError {
             }
             Self::Io { error, .. } => error.kind() != io::ErrorKind::NotFound,
             Self::Load(error) | Self::Swap(error) => error.is_transient(),
-            Self::Mismatch { .. } | Self::OtherPepper | Self::Superseded { .. } => false,
+            Self::Mismatch { .. } | Self::OtherPepper | Self::Missing { .. } | Self::Superseded { .. } => {
+                false
+            }
         }
     }
 }
 
-/// The last good keys in `directory`, with the plans of `source`; `None` if there are none. Takes
-/// no lock, so it does not disturb a daemon that uses the directory.
+/// The last good keys in `directory`, with the plans of `source`; `None` if none have been stored.
+/// Takes no lock, so it does not disturb a daemon that uses the directory.
 ///
 /// # Errors
-/// When there are last good keys that cannot be used.
+/// When there are last good keys that cannot be used, or they are gone.
 pub fn recover(directory: &Path, source: &SourceFile) -> Result<Option<Recovered>, RecoverError> {
-    let Some((manifest, path, file)) = open(directory)? else { return Ok(None) };
+    let accepted = AcceptedSource::read(directory);
+    let record = || directory.join(ACCEPTED_FILE);
+    let Some((manifest, path, file)) = open(directory)? else {
+        return match accepted {
+            Ok(Some(accepted)) if accepted.has_stored => Err(RecoverError::Missing { record: record() }),
+            Ok(_) => Ok(None),
+            Err(error) => Err(RecoverError::AcceptedSource(error)),
+        };
+    };
     let keys = read(&path, &file, &manifest, Arc::clone(&source.plans))?;
-    let superseded = match AcceptedSource::read(directory) {
-        Ok(Some(accepted)) if accepted.takes_away_since(manifest.generation) => {
-            Some(RecoverError::Superseded { record: directory.join(ACCEPTED_FILE) })
-        }
+    let superseded = match accepted {
+        Ok(Some(accepted)) if accepted.takes_away_since(manifest.generation) => Some(Superseded {
+            error: Arc::new(RecoverError::Superseded { record: record() }),
+            accepted: Some(accepted),
+        }),
         Ok(_) => None,
-        Err(error) => Some(RecoverError::AcceptedSource(error)),
+        Err(error) => {
+            Some(Superseded { error: Arc::new(RecoverError::AcceptedSource(error)), accepted: None })
+        }
     };
     Ok(Some(Recovered { keys, stored: StoredKeys::from(&manifest), superseded, manifest }))
 }
@@ -214,6 +263,11 @@ impl Recovered {
     /// Which of the hashes are found under `global_policy`.
     pub fn retained_hashes(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
         self.manifest.retained_hashes(global_policy)
+    }
+
+    /// Whether they were accepted with a pepper.
+    pub(in crate::reload) fn had_pepper(&self) -> bool {
+        !self.manifest.peppers.is_empty()
     }
 
     /// How a source that is read under `global_policy` is compared with these keys, at the Unix

@@ -6,7 +6,7 @@
 //!
 //! The checksum covers the text of `content`.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -14,6 +14,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use keyward_state::{self as state, FileError};
+
+/// Maximum length of a content, and of the file: longer contents are not written. Takeaways from
+/// the maximum number of keys have 15 MB, and those of earlier snapshots may be in the same file.
+const MAX_BYTES: usize = 256 << 20;
+/// The rest of the file.
+const MAX_FRAME: usize = 64;
 
 /// Incremented with every change of a content's fields.
 const FORMAT: u32 = 1;
@@ -55,7 +61,7 @@ struct Format {
 
 /// The content of the file at `path`, if there is one.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SealedError> {
-    let Some(bytes) = state::read(path)? else { return Ok(None) };
+    let Some(bytes) = state::read(path, MAX_BYTES as u64)? else { return Ok(None) };
     if let Ok(Format { format }) = serde_json::from_slice(&bytes)
         && format != FORMAT
     {
@@ -72,6 +78,9 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Sealed
 pub(super) fn write<T: Serialize>(path: &Path, content: &T) -> Result<(), FileError> {
     state::replace(path, |file| {
         let content = serde_json::value::to_raw_value(content)?;
+        if content.get().len() > MAX_BYTES - MAX_FRAME {
+            return Err(io::Error::other(format!("it would be larger than {MAX_BYTES} bytes")));
+        }
         let crc32 = crc32fast::hash(content.get().as_bytes());
         serde_json::to_writer(&mut *file, &Sealed { format: FORMAT, crc32, content: &content })?;
         file.write_all(b"\n")

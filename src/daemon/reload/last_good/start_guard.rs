@@ -1,6 +1,7 @@
 //! The guard at startup, where no snapshot is in force yet. The source is compared with the last
 //! good keys, unless it was accepted before or an operator has accepted it for this start. It is
-//! refused if they are damaged or cannot be read.
+//! refused if they are damaged, cannot be read or are gone, and if an earlier source than the one
+//! that was accepted last would give access back.
 
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use tracing::{error, warn};
 
 use super::LastGoodStore;
 use crate::audit::Peer;
+use crate::reload::guard::Changes;
 use crate::reload::load::LoadedSource;
 use crate::reload::trigger::Cause;
 use crate::reload::{ReloadError, ReloadLoop, Settings, compare};
@@ -56,16 +58,16 @@ impl ReloadLoop {
             }
             (Some(Ok(old)), Some(diff)) => (old, diff),
             _ => {
-                tolerance.check(path, &Diff::default(), 0, new.len())?;
+                tolerance.check(path, &Changes::of(&Diff::default()), 0, new.len())?;
                 return Ok(None);
             }
         };
-        tolerance.check(path, &diff, old.keys.len(), new.len())?;
-        // Without the pepper that was current for the last good keys, requests would not find a key
-        // that the source lists with the hash that it had then.
-        if !old.retained_hashes(&settings.global_policy).current {
-            self.guard_removed_pepper(path, &old.keys, new)?;
-        }
+        old.guard_earlier_source(path, &diff, &loaded.state)?;
+        let now = self.reloader.clock.now().unix;
+        let options = old.compare_options(&settings.global_policy, now);
+        let lifted = self.reloader.revocations.lifted_by(new, &old.keys, options);
+        tolerance.check(path, &Changes { diff: &diff, lifted }, old.keys.len(), new.len())?;
+        old.guard_peppers(&settings.global_policy, path, new, now)?;
         Ok(Some(diff))
     }
 

@@ -6,12 +6,13 @@
 //! restart may serve the older keys.
 
 use std::collections::HashMap;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tracing::error;
+use tracing::{error, info};
 
 use super::{LastGoodStore, SealedError, SharedStore, sealed};
+use crate::revocation::Durability;
 use keyward_engine::record::Digest;
 use keyward_engine::snapshot::Takeaway;
 use keyward_state as state;
@@ -29,8 +30,10 @@ pub(in crate::reload) struct AppliedTakeaways {
 #[derive(Default)]
 pub(super) struct TakeawayFile {
     entries: Vec<Entry>,
-    /// Whether the file could not be written, and so differs.
+    /// Whether the file could not be written or removed, and so differs.
     is_dirty: bool,
+    /// Why some of the takeaways are not in the file.
+    unstored: Option<Arc<str>>,
     /// Whether the file could not be read. It is left as it is until it is outdated.
     is_unread: bool,
 }
@@ -106,15 +109,23 @@ impl LastGoodStore {
             entries.insert(hash.clone(), Entry { hash, takeaway, generation });
         }
         file.entries = entries.into_values().collect();
-        self.shared.write_takeaways(&mut file);
+        file.unstored = self.shared.write_takeaways(&mut file).err();
     }
 
-    /// Writes the file again if that has failed.
+    /// Writes or removes the file again if that has failed.
     pub(in crate::reload) fn retry_takeaways(&self) {
         let mut file = self.shared.takeaways();
-        if file.is_dirty && !file.entries.is_empty() {
-            self.shared.write_takeaways(&mut file);
+        if file.is_dirty
+            && let Err(error) = self.shared.write_takeaways(&mut file)
+        {
+            file.unstored = file.unstored.take().map(|_| error);
         }
+    }
+
+    /// Whether a restart keeps the takeaways.
+    pub fn takeaway_durability(&self) -> Durability {
+        let error = self.shared.takeaways().unstored.clone();
+        error.map_or(Durability::Durable, Durability::NotDurable)
     }
 }
 
@@ -130,29 +141,46 @@ impl SharedStore {
         file.entries.retain(|entry| entry.generation >= generation);
         let was_unread = std::mem::take(&mut file.is_unread);
         if file.entries.len() < before || file.is_dirty || was_unread {
-            self.write_takeaways(&mut file);
+            // If that fails, the file has more than the takeaways that apply, which is harmless.
+            let _ = self.write_takeaways(&mut file);
         }
     }
 
     /// Writes or removes the file. The caller holds the lock, because only one thread at a time may
     /// replace a file.
-    fn write_takeaways(&self, file: &mut TakeawayFile) {
+    ///
+    /// # Errors
+    /// When that fails. The error has been reported.
+    fn write_takeaways(&self, file: &mut TakeawayFile) -> Result<(), Arc<str>> {
         let path = self.directory.path(TAKEAWAYS_FILE);
-        if file.is_unread {
+        let written = if file.is_unread {
             // It applies to the last good keys until others are stored.
-            self.directory.health().failed(
-                TAKEAWAYS_FILE,
-                &"it cannot be read, and is not overwritten until the keys of an accepted source are stored",
-            );
-            file.is_dirty = true;
-            return;
-        }
-        let written =
-            if file.entries.is_empty() { state::remove(&path) } else { sealed::write(&path, &file.entries) };
+            Err(format!(
+                "{TAKEAWAYS_FILE}: it cannot be read, and is not overwritten until the keys of an accepted source are stored"
+            ))
+        } else if file.entries.is_empty() {
+            state::remove(&path).map_err(|error| error.to_string())
+        } else {
+            sealed::write(&path, &file.entries).map_err(|error| error.to_string())
+        };
         file.is_dirty = written.is_err();
+        let health = self.directory.health();
         match written {
-            Ok(()) => self.directory.health().written(TAKEAWAYS_FILE),
-            Err(error) => self.directory.health().failed(TAKEAWAYS_FILE, &error),
+            Ok(()) => {
+                health.written(TAKEAWAYS_FILE);
+                file.unstored = None;
+                if file.entries.is_empty() {
+                    info!(
+                        file = TAKEAWAYS_FILE,
+                        "the takeaways of refused sources are removed: the keys of an accepted source are stored"
+                    );
+                }
+                Ok(())
+            }
+            Err(error) => {
+                health.failed(TAKEAWAYS_FILE, &error);
+                Err(error.into())
+            }
         }
     }
 }

@@ -172,7 +172,7 @@ fn source_is_recognised_only_with_the_settings_that_it_was_accepted_with() {
     assert!(is_accepted(&reopen(), &source));
     let other = SourceFile { mapping: ColumnMapping::default().ignoring_unknown(), ..source.clone() };
     assert!(!is_accepted(&reopen(), &other));
-    let earlier = AcceptedSource::new(1, state, "0123456789abcdef".to_owned(), &global_policy, false);
+    let earlier = AcceptedSource::new(1, state, "0123456789abcdef".to_owned(), &global_policy, false, false);
     earlier.write(fixture.directory.path()).expect("writes");
     assert!(!is_accepted(&reopen(), &source));
 }

@@ -148,7 +148,7 @@ impl SharedStore {
                 // A time in the past would have the next wait end at once, again and again.
                 state.retry_at = None;
                 let cancelled = Arc::new(AtomicBool::new(false));
-                let (generation, keys) = (job.snapshot.generation(), job.snapshot.len());
+                let (generation, keys) = (job.snapshot.table_generation(), job.snapshot.len());
                 state.writing = Some(Writing { generation, keys, cancelled: Arc::clone(&cancelled) });
                 return Some((job, cancelled));
             }
@@ -164,7 +164,7 @@ impl SharedStore {
     }
 
     fn finish(&self, job: Job, written: Result<Manifest, FileError>, was_cancelled: bool) {
-        let generation = job.snapshot.generation();
+        let generation = job.snapshot.table_generation();
         match &written {
             Ok(manifest) => {
                 debug!(
@@ -191,7 +191,7 @@ impl SharedStore {
                 state.is_manifest_uncertain = false;
                 // The manifest names the accepted source, too.
                 if state.accepted.as_ref().is_none_or(|accepted| accepted.generation <= generation) {
-                    state.is_record_unwritten = false;
+                    state.record_error = None;
                     self.directory.health().written(ACCEPTED_FILE);
                 }
                 (state.failures, state.cancellations) = (0, 0);
@@ -228,7 +228,7 @@ impl SharedStore {
         let stored = self.state().stored.clone();
         let global_policy = job.snapshot.global_policy();
         let mut manifest = Manifest {
-            generation: job.snapshot.generation(),
+            generation: job.snapshot.table_generation(),
             file: String::new(),
             bytes: 0,
             head_crc32: 0,

@@ -11,7 +11,7 @@ impl Fixture {
     /// The worker loads the current snapshot and passes the epoch.
     fn follow(&mut self, epoch: u64) -> Weak<Snapshot> {
         self.wait_for_epoch(epoch);
-        let current = Arc::downgrade(self.worker.load_arc().expect("a snapshot"));
+        let current = Arc::downgrade(self.worker.load_published().expect("a snapshot").snapshot());
         self.worker.passed.send_replace(epoch);
         current
     }

@@ -38,7 +38,9 @@ enum WatchError {
     /// The system has no watch left.
     NoneLeft,
     /// The directory is not readable.
-    Unreadable,
+    UnreadableDirectory,
+    /// The file is not readable.
+    UnreadableFile,
     Other(String),
 }
 
@@ -133,7 +135,7 @@ impl Renewer {
                 }
             }
             Err(error) => {
-                if let Some(error) = WatchError::of(&error) {
+                if let Some(error) = WatchError::of(&error, name.is_none()) {
                     progress.errors.insert(path.to_path_buf(), error);
                 }
             }
@@ -144,7 +146,7 @@ impl Renewer {
 impl WatchError {
     /// `None` if the path does not exist. It was replaced since it was looked up, and the directory
     /// above reports that.
-    fn of(error: &notify::Error) -> Option<Self> {
+    fn of(error: &notify::Error, is_file: bool) -> Option<Self> {
         let errno = match &error.kind {
             ErrorKind::PathNotFound => return None,
             ErrorKind::MaxFilesWatch => return Some(Self::NoneLeft),
@@ -153,7 +155,8 @@ impl WatchError {
         };
         match errno {
             Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
-            Some(Errno::ACCESS) => Some(Self::Unreadable),
+            Some(Errno::ACCESS) if is_file => Some(Self::UnreadableFile),
+            Some(Errno::ACCESS) => Some(Self::UnreadableDirectory),
             Some(errno) => Some(Self::Other(errno.to_string())),
             None => Some(Self::Other(error.to_string())),
         }
@@ -183,14 +186,31 @@ fn log_errors(before: &BTreeMap<PathBuf, WatchError>, errors: &BTreeMap<PathBuf,
                  many there can be"
             ),
             // Passing through a directory requires fewer permissions than watching it.
-            WatchError::Unreadable => info!(
+            WatchError::UnreadableDirectory => info!(
                 %path,
                 "cannot watch a directory that the daemon's user may not read; if what the source's path leads through is \
                  replaced there, that is found by polling"
+            ),
+            WatchError::UnreadableFile => info!(
+                %path,
+                "cannot watch the source, which the daemon's user may not read; another file that is renamed over it is noticed \
+                 if its directory can be watched, and a change of its permissions by polling"
             ),
             WatchError::Other(error) => {
                 warn!(%path, error, "cannot watch; changes there are found by polling");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unreadable_file_is_not_called_a_directory() {
+        let denied = || notify::Error::io(Errno::ACCESS.into());
+        assert_eq!(WatchError::of(&denied(), true), Some(WatchError::UnreadableFile));
+        assert_eq!(WatchError::of(&denied(), false), Some(WatchError::UnreadableDirectory));
     }
 }

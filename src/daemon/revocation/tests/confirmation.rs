@@ -13,14 +13,14 @@ fn source(generation: u64, status: Status) -> Arc<Snapshot> {
 /// The list in `directory`, with k0 revoked.
 fn revoked(directory: &TempDir) -> (Revocations, Publisher) {
     let (revocations, publisher) = open(directory);
-    revocations.mark_and_swap(&publisher, source(1, Status::Active));
+    revocations.mark_and_swap(source(1, Status::Active));
     revocations.revoke(key(0), 0).expect("revoked");
     (revocations, publisher)
 }
 
 /// Loads a source as a reload does: publishes it, and then reconciles the list.
 fn load(revocations: &Revocations, publisher: &Publisher, next: Arc<Snapshot>) -> (usize, usize) {
-    revocations.mark_and_swap(publisher, Arc::clone(&next));
+    revocations.mark_and_swap(Arc::clone(&next));
     let result = reconcile(revocations, &next, WEEK);
     let is_listed = !revocations.entries().is_empty();
     assert_eq!(is_revoked(publisher, 0), is_listed || result.0 > 0, "it stays revoked");
@@ -90,7 +90,7 @@ fn missing_and_disabled_rows_restart_the_time_without_a_conflict() {
     // An owner with a new key that is active.
     assert_eq!(reconcile(&revocations, &source(4, Status::Revoked), WEEK), (0, 1));
     assert_eq!(revocations.entries()[0].0, Target::Owner("acme".into()), "contradicted entries come first");
-    assert_eq!(publisher.reader().current().expect("published").generation(), 1);
+    assert_eq!(publisher.reader().current().expect("published").table_generation(), 1);
 }
 
 #[test]
@@ -119,9 +119,9 @@ fn confirmation_and_conflict_outlive_restarts() {
 #[test]
 fn zero_retention_drops_at_the_first_load_and_forever_never() {
     let directory = directory();
-    let (mut revocations, publisher) = revoked(&directory);
+    let (mut revocations, _publisher) = revoked(&directory);
     let confirmed = source(2, Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    revocations.mark_and_swap(Arc::clone(&confirmed));
     assert_eq!(reconcile(&revocations, &confirmed, Retention::Forever), (0, 0));
     advance_clock(&mut revocations, 10_000 * DAY);
     assert_eq!(reconcile(&revocations, &confirmed, Retention::Forever), (0, 0));
@@ -141,7 +141,7 @@ fn unwritable_reconciliation_keeps_the_entries() {
     let (revocations, publisher) = revoked(&directory);
     let path = block(&directory);
     let confirmed = source(2, Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    revocations.mark_and_swap(Arc::clone(&confirmed));
     assert_eq!(reconcile(&revocations, &confirmed, Retention::For(Duration::ZERO)), (0, 0));
     assert_eq!(revocations.entries().len(), 1);
     fs::remove_dir(&path).expect("removes the obstacle");
@@ -163,13 +163,13 @@ fn entry_revoked_while_it_is_dropped_stays() {
     let directory = directory();
     let (revocations, publisher) = revoked(&directory);
     let confirmed = source(2, Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    revocations.mark_and_swap(Arc::clone(&confirmed));
     let (_, due) = revocations.compare(&confirmed, Retention::For(Duration::ZERO));
     assert_eq!(due, [(key(0), 1)]);
     let change = revocations.revoke(key(0), 5).expect("revoked");
     assert!(!change.unchanged && change.durability == Durability::Durable);
     assert_eq!(revocations.drop_durably(&confirmed, due), []);
-    revocations.mark_and_swap(&publisher, source(3, Status::Active));
+    revocations.mark_and_swap(source(3, Status::Active));
     assert!(is_revoked(&publisher, 0));
     let entries = revocations.entries();
     assert_eq!((entries.len(), entries[0].1.by_uid), (1, 5));
@@ -183,12 +183,12 @@ fn entry_revoked_after_its_removal_from_the_disk_stays() {
     let directory = directory();
     let (revocations, publisher) = revoked(&directory);
     let confirmed = source(2, Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    revocations.mark_and_swap(Arc::clone(&confirmed));
     let (_, mut due) = revocations.compare(&confirmed, Retention::For(Duration::ZERO));
     assert_eq!(revocations.drop_on_disk(&mut due), Some(Durability::Durable));
     revocations.revoke(key(0), 5).expect("revoked");
     assert_eq!(revocations.drop_in_memory(&confirmed, due, Durability::Durable), []);
-    revocations.mark_and_swap(&publisher, source(3, Status::Active));
+    revocations.mark_and_swap(source(3, Status::Active));
     assert!(is_revoked(&publisher, 0));
     let entries = revocations.entries();
     assert_eq!((entries.len(), entries[0].1.by_uid), (1, 5));
@@ -201,7 +201,7 @@ fn entry_unrevoked_and_revoked_while_it_is_dropped_stays() {
     let directory = directory();
     let (revocations, publisher) = revoked(&directory);
     let confirmed = source(2, Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    revocations.mark_and_swap(Arc::clone(&confirmed));
     let (_, due) = revocations.compare(&confirmed, Retention::For(Duration::ZERO));
     revocations.unrevoke(key(0), 5).expect("unrevoked");
     revocations.revoke(key(0), 5).expect("revoked");

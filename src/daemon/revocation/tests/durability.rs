@@ -21,9 +21,9 @@ fn owner() -> Target {
 fn list_is_durable_when_a_command_returns() {
     let directory = directory();
     let trace = Trace::of(directory.path());
-    let (revocations, publisher) = open(&directory);
+    let (revocations, _publisher) = open(&directory);
     assert_eq!(volatile(&trace), NOTHING, "an empty list");
-    revocations.mark_and_swap(&publisher, active(3, 1));
+    revocations.mark_and_swap(active(3, 1));
     for target in [key(0), owner(), key(1)] {
         assert!(!revocations.revoke(target.clone(), 0).expect("revoked").unchanged);
         assert_eq!(volatile(&trace), NOTHING, "{target:?} is revoked");
@@ -53,8 +53,8 @@ fn list_is_durable_before_keys_are_loaded_and_after_a_restart() {
 fn rewritten_list_is_durable() {
     let directory = directory();
     let trace = Trace::of(directory.path());
-    let (revocations, publisher) = open(&directory);
-    revocations.mark_and_swap(&publisher, active(2, 1));
+    let (revocations, _publisher) = open(&directory);
+    revocations.mark_and_swap(active(2, 1));
     let rewritten = |trace: &Trace| trace.calls().iter().any(|call| matches!(call, Call::Rename(..)));
     // Until most lines are superseded.
     for _ in 0..1_000 {
@@ -88,11 +88,11 @@ fn list_and_audit_trail_are_durable_after_a_confirmation() {
     let publisher = Publisher::new(1).0;
     let revocations = Revocations::open(Some(Arc::clone(&state)), &publisher).expect("reads");
     let audit = Audit::open(&state, Rotation { max_file_size: 1 << 20, keep: 1 }).expect("opens");
-    revocations.mark_and_swap(&publisher, active(2, 1));
+    revocations.mark_and_swap(active(2, 1));
     revocations.revoke(key(0), 0).expect("revoked");
     revocations.revoke(owner(), 0).expect("revoked");
     let confirming = snapshot(2, 2, |_| Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&confirming));
+    revocations.mark_and_swap(Arc::clone(&confirming));
     revocations.reconcile(&confirming, Retention::DEFAULT, &audit);
     assert_eq!(volatile(&trace), NOTHING);
 }

@@ -135,6 +135,68 @@ fn incomplete_list_is_refused_until_the_loss_is_accepted() {
     }
 }
 
+/// The names, contents and times of all files.
+fn files(directory: &TempDir) -> Vec<(std::ffi::OsString, Vec<u8>, std::time::SystemTime)> {
+    let entries = fs::read_dir(directory.path()).expect("lists").map(|entry| entry.expect("an entry"));
+    let mut files: Vec<_> = entries
+        .map(|entry| {
+            let changed = entry.metadata().and_then(|metadata| metadata.modified()).expect("a time");
+            (entry.file_name(), fs::read(entry.path()).expect("reads"), changed)
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn preview_says_what_a_start_does_and_changes_nothing() {
+    let complete = used();
+    let before = files(&complete);
+    let ListPreview { list, accepted_loss } = preview(complete.path()).expect("complete");
+    assert_eq!((list.len(), accepted_loss.is_none(), files(&complete)), (2, true, before));
+    for (spoil, problem, left) in LOSSES {
+        let directory = used();
+        spoil(directory.path());
+        let before = files(&directory);
+        let predicted = preview(directory.path()).err().expect("refused").to_string();
+        assert_eq!(files(&directory), before, "{problem}");
+        assert_eq!(predicted, refusal(&directory));
+        accept(directory.path(), Acceptance::LostRevocations).expect("accepted");
+        let before = files(&directory);
+        let ListPreview { list, accepted_loss } = preview(directory.path()).expect("accepted");
+        assert_eq!((list.len(), files(&directory)), (*left, before), "{problem}");
+        assert_eq!(accepted_loss.map(|loss| loss.to_string()), Some(predicted));
+        let loaded = try_open(&directory).expect("the acceptance is still there");
+        assert_eq!(loaded.accepted_loss().map(|(_, left)| left), Some(*left), "{problem}");
+    }
+    let missing = complete.path().join("missing");
+    assert!(preview(&missing).expect("a first start").list.is_empty());
+    assert!(!missing.exists());
+}
+
+/// A running daemon appends to the list, then writes the mark.
+#[test]
+fn preview_beside_a_running_daemon_sees_no_loss() {
+    let directory = directory();
+    let (revocations, _publisher) = open(&directory);
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..200 {
+                revocations.revoke(key(number), 0).expect("revoked");
+            }
+            is_done.store(true, Ordering::Relaxed);
+        });
+        let mut seen = 0;
+        while !is_done.load(Ordering::Relaxed) {
+            let found = preview(directory.path()).unwrap_or_else(|error| panic!("{error}")).list.len();
+            assert!(found >= seen, "{found} after {seen}");
+            seen = found;
+        }
+    });
+    assert_eq!(preview(directory.path()).expect("complete").list.len(), 200);
+}
+
 /// A daemon that is killed at any moment leaves a list that the next start accepts.
 #[test]
 fn crash_between_the_list_and_its_mark_is_no_loss() {

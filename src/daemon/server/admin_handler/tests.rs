@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use super::*;
+use crate::balances::PendingLoss;
 use crate::publish::Publisher;
 use crate::reload::trigger_channel;
 use crate::server::listener::Listener;
@@ -37,6 +38,13 @@ fn handler(publisher: &Publisher, directory: &Path) -> AdminHandler {
         last_good: None,
         trigger: trigger_channel().0,
         audit: Audit::disabled(),
+        balances: BalanceSource {
+            limiter: Arc::default(),
+            allocator: Arc::default(),
+            snapshots: publisher.reader(),
+            clock: Clock::new(),
+            pending_loss: PendingLoss::default(),
+        },
         usage: Usage::start(None, policy, 0).expect("a thread").0,
         health: WriteHealth::default(),
         clock: Clock::new(),
@@ -70,4 +78,31 @@ async fn revocation_is_not_acknowledged_before_every_worker_has_passed_the_epoch
         worker.passed.send_replace(epoch);
         reply.await;
     }
+}
+
+/// A worker may still use a reading of the clock from before it was set back, and would move the
+/// calendar forward again.
+#[tokio::test]
+async fn calendar_is_not_set_back_before_every_worker_has_passed_the_epoch() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (publisher, mut workers) = Publisher::new(1);
+    let mut worker = workers.remove(0);
+    let handler = handler(&publisher, directory.path());
+    let limiter = Arc::clone(&handler.balances.limiter);
+    let ahead = handler.clock.now().unix + 1_000;
+    limiter.advance_calendar(ahead);
+    let mut reply = pin!(handler.handle(Command::ResetCalendar, PEER));
+    let early = async {
+        worker.announced.changed().await.expect("announced");
+        tokio::time::sleep(EARLY_TIMEOUT).await;
+    };
+    tokio::select! {
+        _ = &mut reply => panic!("acknowledged"),
+        () = early => {}
+    }
+    assert_eq!(limiter.latest_unix(), ahead);
+    let epoch = *worker.announced.borrow();
+    worker.passed.send_replace(epoch);
+    let reset = reply.await.calendar.expect("the calendar");
+    assert!((990..=1_000).contains(&reset.ahead_s) && limiter.latest_unix() < ahead - 900, "{reset:?}");
 }

@@ -35,7 +35,7 @@ impl Fixture {
     fn use_key(&mut self, key: &str) {
         let (mut log, messages) = log();
         log.begin(Some(&self.snapshot), 100);
-        log.verified(Verdict::Allowed, false, request_usage(&self.snapshot, key, 1));
+        log.verified(Verdict::Allowed, request_usage(&self.snapshot, key, 1));
         log.flush();
         messages.try_iter().for_each(|message| self.collector.handle(message));
     }

@@ -6,7 +6,7 @@ use super::*;
 fn reload_keeps_balances() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10)), ("b", rate(1, 10))], 1);
-    assert!(matches!(limiter.charge(&[enforced(old[0])], 1, 7), Outcome::Admitted(_)));
+    assert!(matches!(charge(&limiter, &[enforced(old[0])], 1, 7), Outcome::Admitted(_)));
 
     let previous = [("a", old[0]), ("b", old[1])];
     let same = reload(&limiter, &mut allocator, &previous, &[("b", rate(1, 10)), ("a", rate(1, 10))], 1);
@@ -22,7 +22,7 @@ fn reload_keeps_balances() {
 fn old_bucket_that_is_full_no_later_than_the_new_one_is_released() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
-    assert!(matches!(limiter.charge(&[enforced(old)], 1, 2), Outcome::Admitted(_)));
+    assert!(matches!(charge(&limiter, &[enforced(old)], 1, 2), Outcome::Admitted(_)));
     // At twice the rate, four units take as long as two.
     let new = reload(&limiter, &mut allocator, &[("a", old)], &[("a", rate(2, 12))], 1)[0];
     assert_eq!(remaining(&limiter, enforced(new), 1), 8);
@@ -36,21 +36,21 @@ fn charge_of_a_migrated_slot_is_superseded() {
     let old_charge = enforced(old);
     let mut allocation = allocator.begin(&limiter);
     let slot = allocation.assign(|| id("a"), Some(old), rate(1, 4)).expect("a free slot");
-    let new = Charge { slot, rate: rate(1, 4), shadow: false };
+    let new = Charge { slot, rule: rate(1, 4), cost: 0, shadow: false };
     let pending = allocation.commit();
 
     assert!(
-        matches!(limiter.charge(&[old_charge], 1, 9), Outcome::Admitted(_)),
+        matches!(charge(&limiter, &[old_charge], 1, 9), Outcome::Admitted(_)),
         "the new slot has not been used yet"
     );
     assert!(
-        matches!(limiter.charge(&[new], 1, 1), Outcome::Admitted(_)),
+        matches!(charge(&limiter, &[new], 1, 1), Outcome::Admitted(_)),
         "the first charge migrates the balance"
     );
-    assert_eq!(limiter.charge(&[old_charge], 1, 1), Outcome::Superseded);
-    assert_eq!(limiter.charge(&[old_charge, new], 1, 1), Outcome::Superseded);
+    assert_eq!(charge(&limiter, &[old_charge], 1, 1), Outcome::Superseded);
+    assert_eq!(charge(&limiter, &[old_charge, new], 1, 1), Outcome::Superseded);
     assert_eq!(remaining(&limiter, new, 1), 0);
-    allocator.reclaim(&limiter, pending, [(old, || id("a"))].into_iter(), 1);
+    allocator.reclaim(&limiter, pending, [(old, || id("a"))].into_iter(), at(1));
     assert_eq!(remaining(&limiter, new, 1), 0);
 }
 
@@ -59,7 +59,7 @@ fn key_that_is_removed_and_added_again_is_not_refilled() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10)), ("b", rate(1, 10))], 1);
     let spent = enforced(old[0]);
-    assert!(matches!(limiter.charge(&[spent], 1, 10), Outcome::Admitted(_)));
+    assert!(matches!(charge(&limiter, &[spent], 1, 10), Outcome::Admitted(_)));
 
     let previous = [("a", old[0]), ("b", old[1])];
     assert!(reload(&limiter, &mut allocator, &previous, &[], 1).is_empty());
@@ -67,7 +67,7 @@ fn key_that_is_removed_and_added_again_is_not_refilled() {
     let added = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
     assert_eq!(remaining(&limiter, enforced(added), 1), 0);
 
-    let full = 1 + rate(1, 10).capacity();
+    let full = 1 + capacity(rate(1, 10));
     assert!(reload(&limiter, &mut allocator, &[("a", added)], &[], full).is_empty());
     assert_eq!((allocator.in_use(), allocator.retained()), (0, 0), "a full bucket is not retained");
 }
@@ -76,7 +76,7 @@ fn key_that_is_removed_and_added_again_is_not_refilled() {
 fn key_that_is_added_again_at_another_rate_keeps_its_level() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
-    assert!(matches!(limiter.charge(&[enforced(old)], 1, 4), Outcome::Admitted(_)));
+    assert!(matches!(charge(&limiter, &[enforced(old)], 1, 4), Outcome::Admitted(_)));
     assert!(reload(&limiter, &mut allocator, &[("a", old)], &[], 1).is_empty());
     let added = reload(&limiter, &mut allocator, &[], &[("a", rate(10, 100))], 1)[0];
     assert_eq!(remaining(&limiter, enforced(added), 1), 6);
@@ -87,7 +87,7 @@ fn full_bucket_of_a_smaller_limit_does_not_refill_the_larger_limit() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let (large, small) = (rate(1, 30), rate(10, 20));
     let old = reload(&limiter, &mut allocator, &[], &[("a", large)], 1)[0];
-    assert!(matches!(limiter.charge(&[enforced(old)], 1, 15), Outcome::Admitted(_)));
+    assert!(matches!(charge(&limiter, &[enforced(old)], 1, 15), Outcome::Admitted(_)));
     let changed = reload(&limiter, &mut allocator, &[("a", old)], &[("a", small)], 1)[0];
     assert_eq!(
         (allocator.in_use(), allocator.retained()),
@@ -95,7 +95,7 @@ fn full_bucket_of_a_smaller_limit_does_not_refill_the_larger_limit() {
         "the bucket of the large limit is retained"
     );
     // A second later, the bucket of the small limit is full, and its key is removed.
-    let later = 1 + rate(1, 1).capacity();
+    let later = 1 + capacity(rate(1, 1));
     assert_eq!(remaining(&limiter, enforced(changed), later), 20);
     assert!(reload(&limiter, &mut allocator, &[("a", changed)], &[], later).is_empty());
     let added = reload(&limiter, &mut allocator, &[], &[("a", large)], later)[0];
@@ -108,14 +108,14 @@ fn bucket_with_several_rates_keeps_each_balance_or_takes_the_lowest() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let rates = [rate(1, 30), rate(1, 20)];
     let mut previous: Vec<BucketRef> = Vec::new();
-    let mut reload = |limiter: &Limiter, wanted: &[Rate]| {
+    let mut reload = |limiter: &Limiter, wanted: &[Rule]| {
         let mut allocation = allocator.begin(limiter);
         let assigned = allocation.assign_all(id("a"), &previous, wanted).expect("free slots");
         let pending = allocation.commit();
-        allocator.reclaim(limiter, pending, previous.iter().map(|bucket| (*bucket, || id("a"))), 1);
+        allocator.reclaim(limiter, pending, previous.iter().map(|bucket| (*bucket, || id("a"))), at(1));
         previous = assigned.clone();
         let in_wanted_order = wanted.iter().map(|rate| {
-            assigned.iter().copied().find(|bucket| bucket.rate == *rate).expect("each rate has a slot")
+            assigned.iter().copied().find(|bucket| bucket.rule == *rate).expect("each rate has a slot")
         });
         (in_wanted_order.collect::<Vec<BucketRef>>(), allocator.retained())
     };
@@ -124,7 +124,7 @@ fn bucket_with_several_rates_keeps_each_balance_or_takes_the_lowest() {
     };
     let (buckets, _) = reload(&limiter, &rates);
     for (bucket, cost) in buckets.iter().zip([5, 18]) {
-        assert!(matches!(limiter.charge(&[enforced(*bucket)], 1, cost), Outcome::Admitted(_)));
+        assert!(matches!(charge(&limiter, &[enforced(*bucket)], 1, cost), Outcome::Admitted(_)));
     }
     assert_eq!(reload(&limiter, &[]).1, 2);
     let (buckets, retained) = reload(&limiter, &[rates[1], rates[0]]);
@@ -148,7 +148,7 @@ fn dropped_allocation_is_undone() {
     assert!(allocation.assign(|| id("b"), None, rate(2, 2)).is_some());
     drop(allocation);
     assert_eq!(allocator.in_use(), 1);
-    assert!(matches!(limiter.charge(&[enforced(old)], 1, 1), Outcome::Admitted(_)));
+    assert!(matches!(charge(&limiter, &[enforced(old)], 1, 1), Outcome::Admitted(_)));
 }
 
 #[test]
@@ -162,10 +162,10 @@ fn contiguous_slots_are_assigned_only_while_no_bucket_exists() {
     assert_eq!(allocation.assign_contiguous(300_000, [7, 9].into_iter()), Some(()));
     let pending = allocation.commit();
     let no_buckets = std::iter::empty::<(BucketRef, fn() -> LimitId)>();
-    allocator.reclaim(&limiter, pending, no_buckets, 1);
+    allocator.reclaim(&limiter, pending, no_buckets, at(1));
     assert_eq!(allocator.in_use(), 299_998);
     for slot in [0, 6, 299_999] {
-        assert_eq!(remaining(&limiter, enforced(BucketRef { slot, rate: rate(1, 5) }), 1), 5);
+        assert_eq!(remaining(&limiter, enforced(BucketRef { slot, rule: rate(1, 5) }), 1), 5);
     }
 
     let mut allocation = allocator.begin(&limiter);
@@ -175,8 +175,8 @@ fn contiguous_slots_are_assigned_only_while_no_bucket_exists() {
     drop(allocation);
 
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
-    let saved = persist::SavedBucket { id: id("a"), rate: rate(1, 1), debt: 5 };
-    assert_eq!(allocator.restore(&limiter, [saved], 0, 1), 1);
+    let saved = saved_bucket("a", rate(1, 1), 5);
+    assert_eq!(allocator.restore(&limiter, [saved], 0, at(1)), 1);
     let assigned = allocator.begin(&limiter).assign_contiguous(1, std::iter::empty());
     assert_eq!(assigned, None, "a bucket is retained");
 }

@@ -1,7 +1,6 @@
 //! Balances across restarts: what is saved, and what is restored.
 
 use super::*;
-use crate::limiter::persist::SavedBucket;
 
 /// The balances that a scan at `now` saves, by debt.
 fn saved(
@@ -9,10 +8,13 @@ fn saved(
     allocator: &SlotAllocator,
     live: &[(&str, BucketRef)],
     now: u64,
-) -> Vec<SavedBucket> {
+) -> Vec<SavedLimit> {
     let live = live.iter().map(|(name, bucket)| (*bucket, || id(name)));
-    let mut saved: Vec<_> = allocator.scan_balances(limiter, live, now).at(now).collect();
-    saved.sort_by_key(|bucket| bucket.debt);
+    let mut saved: Vec<_> = allocator.scan_balances(limiter, live, at(now)).at(at(now)).collect();
+    saved.sort_by_key(|limit| match limit.balance {
+        SavedBalance::Bucket { debt } => debt,
+        SavedBalance::Window { spent, .. } | SavedBalance::Credits { spent } => spent,
+    });
     saved
 }
 
@@ -20,17 +22,17 @@ fn saved(
 fn buckets_that_are_not_full_are_saved_once() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let rate = rate(1, 10);
-    let period = rate.period().get();
+    let period = period(rate);
     let wanted = [("live", rate), ("full", rate), ("gone", rate)];
     let old = reload(&limiter, &mut allocator, &[], &wanted, 1);
     for (bucket, cost) in [(old[0], 3), (old[2], 5)] {
-        assert!(matches!(limiter.charge(&[enforced(bucket)], 1, cost), Outcome::Admitted(_)));
+        assert!(matches!(charge(&limiter, &[enforced(bucket)], 1, cost), Outcome::Admitted(_)));
     }
     let previous = [("live", old[0]), ("full", old[1]), ("gone", old[2])];
     let new = reload(&limiter, &mut allocator, &previous, &wanted[..2], 1);
     // Three rows of one key list the same bucket.
     let live = [("live", new[0]), ("full", new[1]), ("live", new[0]), ("live", new[0])];
-    let bucket = |name, debt| SavedBucket { id: id(name), rate, debt };
+    let bucket = |name, debt| saved_bucket(name, rate, debt);
     let at = |now| saved(&limiter, &allocator, &live, now);
     assert_eq!(at(1), [bucket("live", 3 * period), bucket("gone", 5 * period)]);
     assert_eq!(at(1 + period), [bucket("live", 2 * period), bucket("gone", 4 * period)]);
@@ -41,12 +43,12 @@ fn buckets_that_are_not_full_are_saved_once() {
 #[test]
 fn restored_balance_is_refilled_for_the_elapsed_time() {
     let rate = rate(1, 10);
-    let (period, elapsed, now) = (rate.period().get(), 1_000, 77);
+    let (period, elapsed, now) = (period(rate), 1_000, 77);
     let names = ["spent", "refilled", "nearly refilled", "half"];
     let debts = [10 * period, elapsed, elapsed + 1, elapsed + 5 * period];
-    let buckets = names.iter().zip(debts).map(|(name, debt)| SavedBucket { id: id(name), rate, debt });
+    let buckets = names.iter().zip(debts).map(|(name, debt)| saved_bucket(name, rate, debt));
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
-    assert_eq!(allocator.restore(&limiter, buckets, elapsed, now), 3);
+    assert_eq!(allocator.restore(&limiter, buckets, elapsed, at(now)), 3);
     assert_eq!((allocator.in_use(), allocator.retained()), (3, 3), "a full bucket needs no slot");
     let wanted = names.map(|name| (name, rate));
     let assigned = reload(&limiter, &mut allocator, &[], &wanted, now);
@@ -58,13 +60,13 @@ fn restored_balance_is_refilled_for_the_elapsed_time() {
 
 /// The clock of the new process may be behind a tick that the limiter has seen.
 #[test]
-fn restored_balance_counts_from_the_latest_tick() {
+fn restored_balance_counts_from_the_latest_time() {
     let rate = rate(1, 10);
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let charges = new_buckets(&limiter, &mut allocator, &[rate]);
-    assert!(matches!(limiter.charge(&charges, 5_000, 0), Outcome::Admitted(_)));
-    let spent = SavedBucket { id: id("a"), rate, debt: rate.capacity() };
-    assert_eq!(allocator.restore(&limiter, [spent], 0, 1), 1);
+    assert!(matches!(charge(&limiter, &charges, 5_000, 0), Outcome::Admitted(_)));
+    let spent = saved_bucket("a", rate, capacity(rate));
+    assert_eq!(allocator.restore(&limiter, [spent], 0, at(1)), 1);
     let assigned = reload(&limiter, &mut allocator, &[], &[("a", rate)], 5_000)[0];
     assert_eq!(remaining(&limiter, enforced(assigned), 5_000), 0);
 }

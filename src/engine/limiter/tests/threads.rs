@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::*;
+use crate::limiter::lock::LockedBuckets;
 
 /// Two threads charge both buckets, in opposite orders, and one thread charges each bucket alone,
 /// while time stands still. Exactly the bursts are admitted, and a charge of both buckets is
@@ -23,7 +24,7 @@ fn concurrent_charges_do_not_overdraw_several_limits() {
     let charge_repeatedly = |charges: &[Charge], admitted: &AtomicU64| {
         start.wait();
         for _ in 0..BURST {
-            if let Outcome::Admitted(_) = limiter.charge(charges, 1, 1) {
+            if let Outcome::Admitted(_) = charge(&limiter, charges, 1, 1) {
                 admitted.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -47,23 +48,25 @@ fn locked_bucket_is_not_migrated() {
     let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
     let mut allocation = allocator.begin(&limiter);
     let slot = allocation.assign(|| id("a"), Some(old), rate(1, 20)).expect("a free slot");
-    let new = BucketRef { slot, rate: rate(1, 20) };
+    let new = BucketRef { slot, rule: rate(1, 20) };
     // Not reclaimed: the old snapshot is still in use.
     let _ = allocation.commit();
     let old_charge = [enforced(old)];
-    let mut locked = limiter.buckets.lock_all(&old_charge, 1).expect("not superseded");
+    let mut locked = LockedBuckets::new(&limiter.buckets);
+    limiter.buckets.lock_all(&old_charge, at(1), &mut locked).expect("not superseded");
     let (send, migrated) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(|| send.send(remaining(&limiter, enforced(new), 1)));
         let waits = migrated.recv_timeout(Duration::from_millis(50)).is_err();
         for bucket in locked.buckets() {
-            bucket.state = bucket.state.try_charge(old.rate, 1, 4).expect("the cost fits");
+            let rule = old.rule.at(at(1), &limiter.buckets.calendar);
+            bucket.word = rule.charge(bucket.word, 4).expect("the cost fits");
         }
         drop(locked);
         assert!(waits, "the bucket is locked");
         assert_eq!(migrated.recv(), Ok(6));
     });
-    assert_eq!(limiter.charge(&old_charge, 1, 1), Outcome::Superseded);
+    assert_eq!(charge(&limiter, &old_charge, 1, 1), Outcome::Superseded);
 }
 
 /// Reloads change a limit back and forth while threads charge it at the rate they saw last. Time
@@ -78,7 +81,7 @@ fn concurrent_charges_do_not_overdraw_a_limit_whose_rate_changes() {
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    match limiter.charge(&[enforced(**current.load())], 1, 1) {
+                    match charge(&limiter, &[enforced(**current.load())], 1, 1) {
                         Outcome::Admitted(_) => _ = admitted.fetch_add(1, Ordering::Relaxed),
                         Outcome::Superseded => {}
                         _ => stop.store(true, Ordering::Relaxed),
@@ -93,7 +96,12 @@ fn concurrent_charges_do_not_overdraw_a_limit_whose_rate_changes() {
             let slot = allocation.assign(|| id("a"), Some(old), rate).expect("a free slot");
             // Never reclaimed, because a thread may still use the old slot: it stays superseded.
             let _ = allocation.commit();
-            current.store(Arc::new(BucketRef { slot, rate }));
+            current.store(Arc::new(BucketRef { slot, rule: rate }));
+            if change % 64 == 0 {
+                // A thread that is the first to charge after many changes follows all of them, which
+                // would overflow its stack. A daemon reclaims after each change.
+                remaining(&limiter, enforced(**current.load()), 1);
+            }
             if stop.load(Ordering::Relaxed) || change > 100_000 {
                 stop.store(true, Ordering::Relaxed);
                 break;
@@ -114,7 +122,7 @@ fn slot_in_use_does_not_stay_superseded() {
     const RELOADS: usize = 200;
     const THREADS: usize = 6;
     let names: Vec<String> = (0..BUCKETS).map(|number| format!("bucket {number}")).collect();
-    let wanted = |rate: Rate| names.iter().map(|name| (name.as_str(), rate)).collect::<Vec<_>>();
+    let wanted = |rate: Rule| names.iter().map(|name| (name.as_str(), rate)).collect::<Vec<_>>();
     let rates = [rate(1_000, 1 << 30), rate(2_000, 1 << 30)];
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let current = ArcSwap::from_pointee(reload(&limiter, &mut allocator, &[], &wanted(rates[0]), 1));
@@ -127,7 +135,7 @@ fn slot_in_use_does_not_stay_superseded() {
                 while !stop.load(Ordering::Relaxed) {
                     let buckets = current.load_full();
                     for bucket in buckets.iter() {
-                        if limiter.charge(&[enforced(*bucket)], 1, 1) != Outcome::Superseded {
+                        if charge(&limiter, &[enforced(*bucket)], 1, 1) != Outcome::Superseded {
                             continue;
                         }
                         let is_newest = Arc::ptr_eq(&buckets, &current.load_full());
@@ -145,7 +153,7 @@ fn slot_in_use_does_not_stay_superseded() {
             let mut allocation = allocator.begin(&limiter);
             let buckets = old.iter().zip(&names).map(|(previous, name)| BucketRef {
                 slot: allocation.assign(|| id(name), Some(*previous), rate).expect("a free slot"),
-                rate,
+                rule: rate,
             });
             let buckets: Vec<BucketRef> = buckets.collect();
             let pending = allocation.commit();
@@ -159,7 +167,7 @@ fn slot_in_use_does_not_stay_superseded() {
                 thread::yield_now();
             }
             let old = old.iter().zip(&names).map(|(bucket, name)| (*bucket, || id(name)));
-            allocator.reclaim(&limiter, pending, old, 1);
+            allocator.reclaim(&limiter, pending, old, at(1));
         }
         stop.store(true, Ordering::Relaxed);
     });

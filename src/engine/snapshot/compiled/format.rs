@@ -17,7 +17,7 @@ pub fn has_magic(head: &[u8]) -> bool {
 }
 
 /// Increased with every change of the format.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// A file with another byte order has another value here.
 pub(super) const BYTE_ORDER: u32 = 0x0102_0304;

@@ -8,9 +8,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAX_RUN};
 use super::*;
-use crate::record::{
-    Digest, KeyRecord, Limit, LimitRef, MAX_LIMITS, MAX_NAME, MAX_OWNER, Per, Plans, Status,
-};
+use crate::record::{Digest, KeyRecord, Limit, LimitRef, MAX_LIMITS, MAX_NAME, MAX_OWNER, Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, IndexHash, MIX};
 use crate::snapshot::row_policy::{RowPolicy, encode};
@@ -213,11 +211,6 @@ fn policy_that_no_source_can_state_is_refused() {
     for (name, valid, invalid) in [
         ("a shadow limit", of_limits(vec![limit()]), of_limits(vec![Limit { shadow: true, ..limit() }])),
         (
-            "a limit per owner",
-            of_limits(vec![limit()]),
-            of_limits(vec![Limit { per: Per::Owner, ..limit() }]),
-        ),
-        (
             "too many limits",
             of_limits(numbered_limits(MAX_LIMITS).collect()),
             of_limits(numbered_limits(MAX_LIMITS + 1).collect()),
@@ -285,7 +278,7 @@ fn file_of_another_format_version_or_size_is_refused() {
     assert!(changed(|header| header.magic[7] ^= 1).starts_with("it is not a compiled snapshot"));
     assert!(
         changed(|header| header.version = 1.into())
-            .contains("of version 1, and this keyward reads version 3")
+            .contains("of version 1, and this keyward reads version 4")
     );
     assert!(changed(|header| header.byte_order = BYTE_ORDER.swap_bytes().into()).contains("another order"));
     assert!(changed(|header| header.reserved[5] = 1).contains("header: reserved bytes are set"));

@@ -128,7 +128,7 @@ impl Comparison<'_> {
         let same_policy = policy_changes.between(before, after).is_same;
         if !same_policy || !before.is_same_except_policy(after) {
             count(&mut diff.changed, &mut diff.examples.changed, || before.changed_to(after));
-            diff.access_changed += usize::from(!same_policy || !before.has_same_id_and_validity(after));
+            diff.access_changed += usize::from(!same_policy || !before.has_same_names_and_validity(after));
         }
         if was_active && after.entry.status.of_row() != Status::Active {
             count(&mut diff.deactivated, &mut diff.examples.deactivated, || before.changed_to(after));
@@ -159,6 +159,7 @@ impl Comparison<'_> {
             policy_change: policy_changes.between(before, after),
             is_renamed: before.key_id() != after.key_id(),
             has_other_owner: before.owner() != after.owner(),
+            has_lost_owner: !before.owner().is_empty() && after.owner().is_empty(),
             is_usable: is_usable(after.entry, now),
             expires_at: after.entry.expires_at.get(),
             is_set_aside: after.entry.status.is_set_aside(),

@@ -76,6 +76,8 @@ pub(super) struct NewState {
     /// Whether the key id is another one, and with it the identity of the limits.
     pub(super) is_renamed: bool,
     pub(super) has_other_owner: bool,
+    /// Whether the key no longer has an owner, and so shares no limit.
+    pub(super) has_lost_owner: bool,
     /// Whether the key would work.
     pub(super) is_usable: bool,
     pub(super) expires_at: u32,
@@ -187,6 +189,9 @@ impl Impact {
         let PolicyChange { carried, mut loosened, per_owner, .. } = after.policy_change;
         if after.is_renamed || (after.has_other_owner && per_owner) {
             loosened |= carried & AccessChange::RaisesLimits.bit();
+        }
+        if after.has_lost_owner && per_owner {
+            loosened |= carried & AccessChange::LosesLimits.bit();
         }
         let expires = before.status.row_has_expiry(before.expires_at.get());
         let carried = carried

@@ -106,9 +106,8 @@ fn named<'l>(mut limits: impl Iterator<Item = LimitRef<'l>>, like: LimitRef<'_>)
     limits.find(|limit| limit.name == like.name)
 }
 
-/// Whether `after` never admits a request that `before` refuses.
+/// Whether `after` never admits a request that `before` refuses. A top-up of credits does not count:
+/// it is what exports with credits are for.
 fn is_as_strict(after: LimitRef<'_>, before: LimitRef<'_>) -> bool {
-    after.rate.burst() <= before.rate.burst()
-        && after.rate.period() >= before.rate.period()
-        && after.per == before.per
+    after.rule.is_as_strict_as(before.rule) && after.per == before.per
 }

@@ -30,16 +30,16 @@ impl<'k> Row<'k> {
 
     /// Whether two rows with the same digest are equal, apart from their policies.
     pub(super) fn is_same_except_policy(self, other: Row<'_>) -> bool {
-        self.has_same_id_and_validity(other)
-            && self.owner() == other.owner()
+        self.has_same_names_and_validity(other)
             && self.keys.metadata_of(self.number) == other.keys.metadata_of(other.number)
     }
 
-    /// Whether two rows have the same key id, status and times.
-    pub(super) fn has_same_id_and_validity(self, other: Row<'_>) -> bool {
+    /// Whether two rows have the same key id, owner, status and times.
+    pub(super) fn has_same_names_and_validity(self, other: Row<'_>) -> bool {
         let status_and_times =
             |entry: &Entry| (status_name(&entry.status), entry.not_before, entry.expires_at.get());
-        status_and_times(self.entry) == status_and_times(other.entry) && self.key_id() == other.key_id()
+        status_and_times(self.entry) == status_and_times(other.entry)
+            && (self.key_id(), self.owner()) == (other.key_id(), other.owner())
     }
 
     /// The row as an example with these differences.

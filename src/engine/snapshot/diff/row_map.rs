@@ -102,6 +102,7 @@ mod tests {
 
     use super::*;
     use crate::limiter::{Limiter, SlotAllocator};
+    use crate::now::Now;
     use crate::record::{KeyRecord, parse_limits};
     use crate::snapshot::{Builder, CompareOptions, KeyTable, SnapshotMeta};
 
@@ -145,7 +146,7 @@ mod tests {
                 let old = keys(&before, &limits[..40]).into_snapshot(&mut allocation, None, SnapshotMeta::default());
                 let old = old.expect("room");
                 let pending = allocation.commit();
-                allocator.reclaim(&limiter, pending, old.buckets().take(0), 1);
+                allocator.reclaim(&limiter, pending, old.buckets().take(0), Now::default());
                 let new = keys(&after, &limits[40..]);
                 let mut allocation = allocator.begin(&limiter);
                 let new = if compared {

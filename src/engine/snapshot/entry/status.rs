@@ -1,14 +1,18 @@
 //! The status and the expiry of an entry, which can change while the snapshot is served. Both are
 //! only ever narrowed; the exception is an operator's revocation, which can be undone.
 //!
-//! All accesses are relaxed: advancing the epoch after a change orders the change before the
-//! answers that must respect it.
+//! A change is made here only when no worker reads the entry for its status: before the snapshot is
+//! published, or while an [overlay](crate::snapshot::Overlay) covers the row.
+//!
+//! All accesses are relaxed: publishing the view without the overlay orders the changes before the
+//! answers that depend on them.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use zerocopy::FromZeros;
 
 use crate::record::Status;
+use crate::snapshot::Takeaway;
 
 /// A key's status: the row's own, an operator's revocation, and what a refused source takes away.
 /// One byte:
@@ -92,19 +96,46 @@ impl AtomicStatus {
     /// The status in force.
     #[inline]
     pub(in crate::snapshot) fn in_force(&self) -> Status {
-        match self.0.load(Ordering::Relaxed) {
-            ACTIVE => Status::Active,
-            TAKEN_REVOKED.. => Status::Revoked,
-            // A revoked row stays revoked. The last known good keys may predate the takeaway, so
-            // their row may already be revoked.
-            byte @ TAKEN_DISABLED.. if decode(byte & ROW_STATUS) == Status::Active => Status::Disabled,
-            byte => decode(byte & ROW_STATUS),
-        }
+        in_force(self.0.load(Ordering::Relaxed))
     }
 
     /// The status that would be in force without an operator's revocation.
     pub(in crate::snapshot) fn without_operator(&self) -> Status {
-        Self(AtomicU8::new(self.0.load(Ordering::Relaxed) & !OPERATOR_REVOKED)).in_force()
+        self.with_changes(Some(false), None)
+    }
+
+    /// The status that would be in force with an operator's revocation, or without it, and with a
+    /// takeaway. `None` leaves either as it is.
+    pub(in crate::snapshot) fn with_changes(
+        &self,
+        revoked_by_operator: Option<bool>,
+        takeaway: Option<Takeaway>,
+    ) -> Status {
+        let mut byte = self.0.load(Ordering::Relaxed);
+        match revoked_by_operator {
+            Some(true) => byte |= OPERATOR_REVOKED,
+            Some(false) => byte &= !OPERATOR_REVOKED,
+            None => {}
+        }
+        match takeaway {
+            Some(Takeaway::Revoked) => byte |= TAKEN_REVOKED,
+            Some(Takeaway::Disabled) => byte |= TAKEN_DISABLED,
+            // The expiry is not part of the status.
+            Some(Takeaway::ExpiresAt(_)) | None => {}
+        }
+        in_force(byte)
+    }
+}
+
+#[inline]
+fn in_force(byte: u8) -> Status {
+    match byte {
+        ACTIVE => Status::Active,
+        TAKEN_REVOKED.. => Status::Revoked,
+        // A revoked row stays revoked. The last known good keys may predate the takeaway, so their
+        // row may already be revoked.
+        TAKEN_DISABLED.. if decode(byte & ROW_STATUS) == Status::Active => Status::Disabled,
+        byte => decode(byte & ROW_STATUS),
     }
 }
 

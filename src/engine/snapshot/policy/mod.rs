@@ -22,7 +22,7 @@ use origin_set::OriginSet;
 use restrictions::Restrictions;
 use scope_set::ScopeSet;
 use span::Span;
-use table::PolicyLimit;
+pub(crate) use table::PolicyLimit;
 pub(super) use table::{PolicyIndexes, PolicyRecord, PolicyTable};
 
 /// A view of the environment, plan, scopes, networks, origins and limits that rows share.

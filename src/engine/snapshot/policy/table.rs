@@ -6,6 +6,7 @@
 //! that equals one of an earlier policy is stored once; the [`PolicyIndexes`] that find it are only
 //! needed while policies are added.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, Hasher};
 
 use keyward_memory::{HugePages, HugeText, HugeVec, growth, push_bytes, trim};
@@ -14,7 +15,7 @@ use keyward_protocol::AnswerTexts;
 use super::Policy;
 use super::restrictions::{self, Restrictions};
 use super::span::Span;
-use crate::limiter::Rate;
+use crate::limiter::Rule;
 use crate::record::{Limit, LimitRef, MAX_LIMITS, MAX_NAME, Per, Plans, merge_limits};
 use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::key_table::IdHasher;
@@ -79,16 +80,18 @@ impl PolicyRecord {
 /// A limit of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PolicyLimit {
-    pub(crate) rate: Rate,
+    pub(crate) rule: Rule,
     /// In `PolicyTable::texts`: the [`AnswerTexts`] of an answer that names this limit.
     pub(crate) texts: Span,
     pub(crate) per: Per,
     pub(crate) shadow: bool,
     /// The name is at the end of `texts`.
     name_length: u8,
+    /// The [limit](Rule::limit), as the fixed part of an answer states it.
+    pub(crate) shown_limit: u32,
 }
 
-const _: () = assert!(size_of::<PolicyLimit>() == 32 && MAX_NAME <= u8::MAX as usize);
+const _: () = assert!(size_of::<PolicyLimit>() == 40 && MAX_NAME <= u8::MAX as usize);
 
 /// Finds the parts of earlier policies.
 pub(in crate::snapshot) struct PolicyIndexes {
@@ -149,6 +152,27 @@ impl PolicyTable {
         self.records.iter().map(|record| self.policy(record))
     }
 
+    /// The names of all limits.
+    pub(in crate::snapshot) fn limit_names(&self) -> HashSet<Box<str>> {
+        let mut names = HashSet::new();
+        let mut last = None;
+        for limit in &self.limits {
+            // Most limits have the texts of the one before, with another rule.
+            if last.replace(limit.texts) != Some(limit.texts) {
+                let name = self.limit(limit).name;
+                if !names.contains(name) {
+                    names.insert(name.into());
+                }
+            }
+        }
+        names
+    }
+
+    /// The rules of all limits.
+    pub(in crate::snapshot) fn rules(&self) -> impl Iterator<Item = Rule> {
+        self.limits.iter().map(|limit| limit.rule)
+    }
+
     /// The limits of the policy with this number.
     pub(in crate::snapshot) fn limits_of(&self, number: u32) -> &[PolicyLimit] {
         self.limits(&self.records[number as usize])
@@ -166,10 +190,10 @@ impl PolicyTable {
 
     /// A limit with its name.
     pub(in crate::snapshot) fn limit(&self, limit: &PolicyLimit) -> LimitRef<'_> {
-        let PolicyLimit { rate, texts, per, shadow, name_length } = *limit;
+        let PolicyLimit { rule, texts, per, shadow, name_length, shown_limit: _ } = *limit;
         let end = texts.range().end;
         let name = self.texts.as_str().get(end.saturating_sub(name_length.into())..end);
-        LimitRef { name: name.unwrap_or_default(), rate, per, shadow }
+        LimitRef { name: name.unwrap_or_default(), rule, per, shadow }
     }
 
     pub(super) fn text(&self, texts: Span) -> &str {
@@ -358,8 +382,15 @@ impl PolicyIndexes {
 
 impl PolicyLimit {
     fn new(limit: LimitRef<'_>, texts: Span) -> Self {
-        let LimitRef { name, rate, per, shadow } = limit;
-        Self { rate, texts, per, shadow, name_length: name.floor_char_boundary(MAX_NAME) as u8 }
+        let LimitRef { name, rule, per, shadow } = limit;
+        Self {
+            rule,
+            texts,
+            per,
+            shadow,
+            name_length: name.floor_char_boundary(MAX_NAME) as u8,
+            shown_limit: u32::try_from(rule.limit()).unwrap_or(u32::MAX),
+        }
     }
 }
 

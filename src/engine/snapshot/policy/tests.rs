@@ -96,8 +96,14 @@ fn allows_origin(record: &KeyRecord<'_>, origin: Option<&str>) -> bool {
 
 fn all_limits(record: &KeyRecord<'_>, plans: &Plans) -> Vec<Limit> {
     let (_, of_plan) = plans.resolve(record.plan).expect("a plan");
-    let is_replaced = |limit: &&Limit| record.limits.iter().any(|own| own.name == limit.name);
-    of_plan.iter().filter(|limit| !is_replaced(limit)).chain(record.limits.iter()).cloned().collect()
+    let mut all = of_plan.to_vec();
+    for own in record.limits.iter() {
+        match all.iter_mut().find(|limit| limit.name == own.name) {
+            Some(replaced) => *replaced = own.clone(),
+            None => all.push(own.clone()),
+        }
+    }
+    all
 }
 
 fn any_record() -> impl Strategy<Value = KeyRecord<'static>> {

@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use super::{ABSENT, PER_OWNER, PRESENT, SHADOW};
+use crate::limiter::RULE_BYTES;
 use crate::record::{KeyRecord, Per};
 
 /// Appends the policy of a record. 16 bits are enough for a length: all fields of a row, with its
@@ -22,8 +23,8 @@ pub(in crate::snapshot) fn encode(record: &KeyRecord<'_>, out: &mut Vec<u8>) {
         text(&limit.name, out);
         let shadow = if limit.shadow { SHADOW } else { 0 };
         let per_owner = if limit.per == Per::Owner { PER_OWNER } else { 0 };
-        out.extend((limit.rate.period().get() | shadow | per_owner).to_le_bytes());
-        out.extend(limit.rate.burst().to_le_bytes());
+        out.push(shadow | per_owner);
+        out.extend(limit.rule.to_bytes());
     }
 }
 
@@ -68,7 +69,7 @@ impl KeyRecord<'_> {
         /// limit take.
         const FIXED: usize = 2 * 2 + 2 * 4 + 2 * (1 + 4);
         const NETWORK: usize = 2 + 16;
-        const NUMBERS: usize = 8 + 4;
+        const NUMBERS: usize = 1 + RULE_BYTES;
         let scopes: usize = self.scopes.iter().map(|scope| 2 + scope.len()).sum();
         let origins = self.allowed_origins.iter().flat_map(|list| list.iter());
         let origins: usize = origins.map(|origin| 2 + origin.text_length()).sum();

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{PER_OWNER, SHADOW};
-use crate::limiter::Rate;
+use crate::limiter::Rule;
 use crate::record::{LimitRef, Per};
 
 /// The items of a list, one after another.
@@ -57,9 +57,11 @@ pub(super) fn take_network(bytes: &mut &[u8]) -> Option<IpNet> {
 
 pub(super) fn take_limit<'b>(bytes: &mut &'b [u8]) -> Option<LimitRef<'b>> {
     let name = take_text(bytes)?;
-    let period = u64::from_le_bytes(take(bytes)?);
-    let burst = u32::from_le_bytes(take(bytes)?);
-    let rate = Rate::from_period(period & !(SHADOW | PER_OWNER), burst).ok()?;
-    let per = if period & PER_OWNER == 0 { Per::Key } else { Per::Owner };
-    Some(LimitRef { name, rate, per, shadow: period & SHADOW != 0 })
+    let [marks] = take(bytes)?;
+    if marks & !(SHADOW | PER_OWNER) != 0 {
+        return None;
+    }
+    let rule = Rule::from_bytes(take(bytes)?)?;
+    let per = if marks & PER_OWNER == 0 { Per::Key } else { Per::Owner };
+    Some(LimitRef { name, rule, per, shadow: marks & SHADOW != 0 })
 }

@@ -19,10 +19,10 @@ const ABSENT: u8 = 0;
 /// A list follows. An empty list admits nothing.
 const PRESENT: u8 = 1;
 
-/// Marks of a limit, in the bits of its period that no period needs. Only plans have limits of
-/// these kinds, so a limit with a mark is no limit of a row in a compiled file.
-const SHADOW: u64 = 1 << 63;
-const PER_OWNER: u64 = 1 << 62;
+/// Marks of a limit. Only plans have shadow limits, so a limit with that mark is no limit of a row in a
+/// compiled file.
+const SHADOW: u8 = 1;
+const PER_OWNER: u8 = 2;
 
 /// A view of an encoded row policy.
 #[derive(Clone, Copy)]
@@ -38,7 +38,7 @@ pub(super) struct RowPolicy<'b> {
 }
 
 impl<'b> RowPolicy<'b> {
-    /// A policy that admits no request: what bytes stand for that are not a policy.
+    /// A policy that admits no request. Bytes that are no policy are read as this one.
     const NONE: Self = Self {
         environment: "",
         plan: "",

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 
 use super::RowPolicy;
 use super::list::take_text;
-use crate::record::{MAX_LIMITS, MAX_NAME, Origin, Per, is_limit_name, is_printable, is_scope};
+use crate::record::{MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_printable, is_scope};
 
 impl RowPolicy<'_> {
     /// Takes the bytes of a policy from the front of `bytes`; `None` if there is none that a row can
@@ -26,7 +26,7 @@ impl RowPolicy<'_> {
             && self.networks().is_none_or(|mut networks| networks.all(is_network))
             && self.origins.is_none_or(|origins| origins.items(take_text).all(is_origin))
             && self.limits().take(MAX_LIMITS + 1).count() <= MAX_LIMITS
-            && self.limits().all(|limit| is_limit_name(limit.name) && limit.per == Per::Key && !limit.shadow)
+            && self.limits().all(|limit| is_limit_name(limit.name) && !limit.shadow)
             && !self.limits().map(|limit| limit.name).enumerate().any(repeats_a_name)
     }
 }

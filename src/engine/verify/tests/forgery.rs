@@ -15,8 +15,8 @@ fn names() -> Vec<String> {
 }
 
 fn refund_verdict(verifier: &Verifier<'_>, credential: Credential<'_>) -> Verdict {
-    let refund = Refund { request_id: 1, cost: 1, credential, limit: None };
-    verifier.refund(&refund).expect("no newer snapshot").verdict()
+    let refund = Refund::new(1, 1, credential);
+    refunded(verifier, &refund, |decision| decision.verdict())
 }
 
 #[test]
@@ -24,8 +24,12 @@ fn digest_colliding_with_a_listed_key_is_unknown() {
     let (limiter, global_policy, names) = (Limiter::new(), GlobalPolicy::default(), names());
     let records: Vec<KeyRecord<'_>> = names.iter().map(|name| record(name)).collect();
     let snapshot = snapshot(&limiter, &records);
-    let verifier =
-        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let verifier = Verifier {
+        view: Some(View::of(&snapshot)),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     let mut asked: Vec<(Digest, Verdict)> = Vec::new();
     for record in &records {
         asked.push((record.hash, Verdict::Allowed));
@@ -72,7 +76,7 @@ fn raw_key_colliding_with_a_listed_digest_is_unknown() {
         }
         let snapshot = snapshot(&limiter, &records);
         let verifier = Verifier {
-            snapshot: Some(&snapshot),
+            view: Some(View::of(&snapshot)),
             limiter: &limiter,
             global_policy: &global_policy,
             now: NOW,

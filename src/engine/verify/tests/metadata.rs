@@ -28,7 +28,7 @@ const LENGTHS: [(usize, usize); 9] =
 fn with_shadow(limits: &[(&str, u64, bool)]) -> Arc<[Limit]> {
     let limit = |(name, burst, shadow): &(&str, u64, bool)| {
         let rate = Rate::new(1, 1_000_000_000, *burst).expect("in range");
-        Limit { shadow: *shadow, ..Limit::new(*name, rate) }
+        Limit { shadow: *shadow, ..Limit::new(*name, Rule::bucket(rate, 0).expect("in range")) }
     };
     limits.iter().map(limit).collect()
 }
@@ -75,7 +75,7 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                 let (limiter, global_policy) = (Limiter::new(), GlobalPolicy::default());
                 let snapshot = snapshot(&limiter, &[record]);
                 let verifier = Verifier {
-                    snapshot: Some(&snapshot),
+                    view: Some(View::of(&snapshot)),
                     limiter: &limiter,
                     global_policy: &global_policy,
                     now: NOW,
@@ -100,9 +100,11 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                         assert_eq!(answered, 1);
                     }
                 }
-                for limit in [None, Some("hard"), Some("soft"), Some("none")] {
-                    let refund = Refund { request_id: 1, cost: 1, credential: digest("k"), limit };
-                    check(&verifier.refund(&refund).expect("an answer"), None, &format!("{refund:?}"));
+                for limit in [None, Some("hard"), Some("soft")] {
+                    let costs = only(limit, 1);
+                    let cost = u32::from(limit.is_none());
+                    let refund = Refund { costs: costs.as_costs(), ..Refund::new(1, cost, digest("k")) };
+                    refunded(&verifier, &refund, |decision| check(decision, None, &format!("{refund:?}")));
                 }
                 let unknown = Verify { want_metadata: true, ..Verify::new(1, digest("unknown")) };
                 verifier.verify(&[unknown], |decision| _ = check(decision, None, "an unknown key"));

@@ -8,8 +8,10 @@ use crate::snapshot::HashedWith;
 
 fn remaining(verifier: &Verifier<'_>, request: Verify<'_>) -> (Verdict, u32) {
     let mut got = None;
-    assert_eq!(verifier.verify(&[request], |decision| got = Some(decision.answer())), 1);
-    got.map(|answer| (answer.verdict, answer.limit.remaining)).expect("an answer")
+    let mut read =
+        |decision: &Decision<'_>| got = Some((decision.verdict(), decision.answer().limit.remaining));
+    assert_eq!(verifier.verify(&[request], &mut read), 1);
+    got.expect("an answer")
 }
 
 #[test]
@@ -33,7 +35,7 @@ fn refund_finds_keys_of_the_current_and_the_previous_pepper() {
         let limiter = Limiter::new();
         let snapshot = snapshot(&limiter, &records);
         let verifier = Verifier {
-            snapshot: Some(&snapshot),
+            view: Some(View::of(&snapshot)),
             limiter: &limiter,
             global_policy: &global_policy,
             now: NOW,
@@ -41,38 +43,48 @@ fn refund_finds_keys_of_the_current_and_the_previous_pepper() {
         for (number, key) in keys.iter().enumerate() {
             let credential = Credential::RawKey(key.as_bytes());
             let refund = |cost: u32, limit: Option<&str>| {
-                let decision = verifier.refund(&Refund { request_id: 1, cost, credential, limit });
-                let answer = decision.expect("no newer snapshot").answer();
-                (answer.verdict, answer.key_id, answer.limit.name, answer.limit.remaining)
+                let costs = only(limit, cost);
+                let cost = if limit.is_none() { cost } else { 0 };
+                let refund = Refund { costs: costs.as_costs(), ..Refund::new(1, cost, credential) };
+                refunded(&verifier, &refund, |decision| {
+                    let answer = decision.answer();
+                    let limit = answer.limit;
+                    (answer.verdict, answer.key_id.to_owned(), limit.name.to_owned(), limit.remaining)
+                })
             };
             let key = key.as_str();
+            let answer =
+                |limit: &str, remaining| (Verdict::Allowed, key.to_owned(), limit.to_owned(), remaining);
             if refund_first {
-                assert_eq!(refund(2, None), (Verdict::Allowed, key, "small", 5), "it is full");
+                assert_eq!(refund(2, None), answer("small", 5), "it is full");
             }
             let charge = Verify { cost: 4, ..Verify::new(1, credential) };
             assert_eq!(remaining(&verifier, charge), (Verdict::Allowed, 1));
-            assert_eq!(refund(3, None), (Verdict::Allowed, key, "small", 4));
-            assert_eq!(refund(1, Some("large")), (Verdict::Allowed, key, "large", 9));
+            assert_eq!(refund(3, None), answer("small", 4));
+            assert_eq!(refund(1, Some("large")), answer("small", 4), "the least remaining");
             assert_eq!(remaining(&verifier, Verify { cost: 0, ..charge }), (Verdict::Allowed, 4));
             let with = if number % 2 == 0 { HashedWith::PreviousPepper } else { HashedWith::CurrentPepper };
             assert_eq!(snapshot.find_by_id(key).and_then(Key::hashed_with), Some(with));
         }
-        let unknown =
-            Refund { request_id: 1, cost: 1, credential: Credential::RawKey(b"no key"), limit: None };
-        assert_eq!(verifier.refund(&unknown).expect("an answer").verdict(), Verdict::UnknownKey);
+        let unknown = Refund::new(1, 1, Credential::RawKey(b"no key"));
+        assert_eq!(refunded(&verifier, &unknown, |decision| decision.verdict()), Verdict::UnknownKey);
     }
     // Without the previous pepper, its keys are unknown to both requests.
     let peppers = Some(Peppers { current, previous: None });
     let global_policy = GlobalPolicy { peppers, ..GlobalPolicy::default() };
     let limiter = Limiter::new();
     let snapshot = snapshot(&limiter, &records);
-    let verifier =
-        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let verifier = Verifier {
+        view: Some(View::of(&snapshot)),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     for (number, key) in keys.iter().enumerate() {
         let expected = if number % 2 == 0 { Verdict::UnknownKey } else { Verdict::Allowed };
         let credential = Credential::RawKey(key.as_bytes());
         assert_eq!(verdicts(&verifier, &[Verify::new(1, credential)]), [expected]);
-        let refund = Refund { request_id: 1, cost: 1, credential, limit: None };
-        assert_eq!(verifier.refund(&refund).expect("an answer").verdict(), expected);
+        let refund = Refund::new(1, 1, credential);
+        assert_eq!(refunded(&verifier, &refund, |decision| decision.verdict()), expected);
     }
 }

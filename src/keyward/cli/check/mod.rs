@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::exit::{CliError, Exit};
-use super::options::{AdminSocket, ConfigOptions};
+use super::options::{ConfigOptions, SocketOptions};
 use super::streams::Streams;
-use keyward_daemon::admin::message::CheckDiff;
-use keyward_daemon::admin::{self, message};
+use keyward_admin::message::CheckDiff;
+use keyward_admin::{message, send_command};
 use keyward_daemon::clock::Clock;
 use keyward_daemon::config::{Config, ConfigError, Overrides};
 use keyward_daemon::reload::{self, Evaluation, LoadedSource, SourceFile, Stale};
@@ -26,6 +26,7 @@ use keyward_source::lint::Linter;
 mod last_good;
 mod outcome;
 mod report;
+mod start;
 
 use outcome::CheckOutcome;
 use report::{Report, TextReport};
@@ -39,9 +40,13 @@ If the state directory has last good keys, and this user may read them, the sour
 daemon makes the same comparison, and serves these keys if it refuses the source. --against and --daemon compare the
 source with other keys.
 
+The check also says whether a start on this host would fail: because of its list of revocations, its state directory, or the
+group or directory of its socket, unless systemd passes the sockets. What this user may not see is reported as not known.
+--against leaves this out.
+
 The exit code is 78 if the configuration or the source is invalid. It is 1 if a start or a reload would refuse the source,
-if the source is older than max_staleness, or if there are warnings (--strict). A running daemon is not affected; with
---daemon it reads the source and goes on serving its keys.
+if a start would fail, if the source is older than max_staleness, or if there are warnings (--strict). A running daemon is
+not affected; with --daemon it reads the source and goes on serving its keys.
 
 Examples, before an export replaces the one that is served:
   keyward check --source new.csv && mv new.csv /etc/keyward/keys.csv
@@ -69,7 +74,7 @@ pub(super) struct Check {
     daemon: bool,
 
     #[command(flatten)]
-    socket: AdminSocket,
+    sockets: SocketOptions,
 
     /// Let warnings fail the check
     #[arg(long)]
@@ -106,7 +111,7 @@ impl Check {
     fn check_by_daemon(&self) -> Result<CheckOutcome, CliError> {
         let source = self.config.source.as_deref().map(absolute).transpose()?;
         let command = message::Command::Check { source };
-        let reply = admin::send_command(self.socket.path()?.as_path(), &command)?;
+        let reply = send_command(self.sockets.admin(self.config.config.as_deref())?.as_path(), &command)?;
         let check = reply.check.ok_or_else(|| CliError::missing_in_reply("check"))?;
         Ok(CheckOutcome {
             source: check.source,
@@ -124,7 +129,8 @@ impl Check {
     /// Reads the source in this process, as a reload would.
     fn check_here(&self) -> Result<CheckOutcome, CliError> {
         let (source, state_dir) = (self.config.source.clone(), self.state_dir.clone());
-        let overrides = Overrides { source, state_dir, ..Overrides::default() };
+        let [socket, admin_socket] = self.sockets.paths();
+        let overrides = Overrides { source, state_dir, socket, admin_socket };
         let config = match Config::load(self.config.config.as_deref(), overrides) {
             Ok(config) => config,
             Err(error) => return Ok(CheckOutcome::misconfigured(&error)),
@@ -144,7 +150,11 @@ impl Check {
         let mut linter = Linter::new(now, &is_limited);
         let mut outcome =
             CheckOutcome { source: source.path.display().to_string(), ..CheckOutcome::default() };
-        let LoadedSource { keys, written_at, set_aside, .. } =
+        let revocations = match self.against {
+            None => outcome.start.inspect(&config),
+            Some(_) => None,
+        };
+        let LoadedSource { keys, state, written_at, set_aside, .. } =
             match load(&source, &mut |line, record| linter.check(line, record)) {
                 Ok(loaded) => loaded,
                 Err(failure) => return Ok(outcome.refused(&failure)),
@@ -156,7 +166,12 @@ impl Check {
         } else if keys.is_empty() {
             return Ok(outcome.refused(&reload::ReloadError::Empty { path: source.path.to_path_buf() }));
         } else {
-            last_good::compare(&config, has_peppers.then_some(&global_policy), &keys, &mut outcome);
+            if let Some(loss) = outcome.start.balances(&config, &keys) {
+                let path = source.path.to_path_buf();
+                return Ok(outcome.refused(&reload::ReloadError::LostBalances { path, loss }));
+            }
+            let policy = has_peppers.then_some(&global_policy);
+            last_good::compare(&config, policy, (&keys, &state), revocations.as_ref(), &mut outcome);
         }
         outcome.stale = Stale::at(now, written_at, &global_policy).map(|stale| stale.to_string());
         outcome.keys = Some(keys.len());
@@ -197,7 +212,7 @@ fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Cli
     // Two exports may be hashed with different peppers.
     let options =
         CompareOptions { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
-    let evaluation = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
+    let evaluation = Evaluation::new(&config.reload_policy(), &source.path, new, &old, options, None);
     Ok(server::diff(&evaluation, 0, old.len()))
 }
 

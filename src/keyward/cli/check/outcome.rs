@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::start::StartPreview;
 use crate::cli::exit::Exit;
-use keyward_daemon::admin::message::{CheckDiff, Diagnostics, Withheld};
+use keyward_admin::message::{CheckDiff, Diagnostics, Withheld};
 use keyward_daemon::config::ConfigError;
-use keyward_daemon::reload;
+use keyward_daemon::{reload, server};
 use keyward_engine::snapshot::Summary;
 use keyward_source::lint;
 
@@ -33,6 +34,8 @@ pub(super) struct CheckOutcome {
     pub(super) last_good: Option<LastGood>,
     /// Why the source was not compared with the last good keys, although there are some.
     pub(super) not_compared: Option<NotCompared>,
+    /// What a start would find, apart from the source.
+    pub(super) start: StartPreview,
 }
 
 /// The location of an error: in the configuration file, or a command line option.
@@ -80,7 +83,7 @@ impl CheckOutcome {
     pub(super) fn refused(self, failure: &reload::ReloadError) -> Self {
         // The diagnostics are reported one by one instead.
         Self {
-            diagnostics: failure.diagnostics().map(Diagnostics::from),
+            diagnostics: failure.diagnostics().map(server::diagnostics),
             error: failure.message_beside_diagnostics(),
             ..self
         }
@@ -92,6 +95,7 @@ impl CheckOutcome {
         if self.error.is_some() || self.diagnostics.is_some() {
             Exit::BadInput
         } else if self.stale.is_some()
+            || !self.start.failures.is_empty()
             || self.not_compared.as_ref().is_some_and(|not_compared| not_compared.start_refuses)
             || self.diff.as_ref().is_some_and(|diff| !(diff.accepted || is_accepted))
             || (strict && (warnings > 0 || self.withheld.is_some()))

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::outcome::{CheckOutcome, LastGood, NotCompared, Setting};
+use super::start::StartPreview;
 use crate::cli::exit::CliError;
 use crate::cli::format::Count;
 use crate::cli::key_change::{self, AccessCounts, KeyChange};
 use crate::cli::streams::Streams;
 use crate::cli::withheld::{self, DiagnosticText};
-use keyward_daemon::admin::message::{CheckDiff, Diagnostics, Example, Withheld};
+use keyward_admin::message::{CheckDiff, Diagnostics, Example, Withheld};
 use keyward_engine::snapshot::Summary;
 use keyward_source::lint::{self, Warning};
 
@@ -43,6 +44,8 @@ pub(super) struct Report<'a> {
     last_good: Option<&'a LastGood>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_good_not_compared: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<&'a StartPreview>,
 }
 
 #[derive(Serialize)]
@@ -68,6 +71,7 @@ impl<'a> Report<'a> {
             diff: outcome.diff.as_ref(),
             last_good: outcome.last_good.as_ref(),
             last_good_not_compared: outcome.not_compared.as_ref().map(|not_compared| &*not_compared.why),
+            start: Some(&outcome.start).filter(|start| !start.is_empty()),
         }
     }
 
@@ -141,12 +145,17 @@ impl TextReport<'_, '_> {
         if let Some(diff) = &outcome.diff {
             self.diff(diff, action)?;
         }
-        match &outcome.last_good {
-            Some(LastGood { source_accepted: true, .. }) => self
-                .0
-                .print("an operator has accepted the source for the next start: the guard is not asked then"),
-            _ => Ok(()),
+        if let Some(LastGood { source_accepted: true, .. }) = &outcome.last_good {
+            self.0.print(
+                "an operator has accepted the source for the next start: the guard is not asked then",
+            )?;
         }
+        let StartPreview { failures, notes } = &outcome.start;
+        for failure in failures {
+            self.0.note(format_args!("keyward: a start would fail: {failure}"));
+        }
+        notes.iter().for_each(|note| self.0.note(format_args!("keyward: {note}")));
+        Ok(())
     }
 
     fn diagnostics(&mut self, source: &str, diagnostics: &Diagnostics) {

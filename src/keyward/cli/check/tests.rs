@@ -66,15 +66,16 @@ fn each_diagnostic_has_its_location() {
     assert_eq!((exit, output.as_str()), (Exit::BadInput, ""));
     assert_eq!(
         messages,
-        "keys.csv:2: column 3 (limits): \"100\" is not a rate; write it as 100/s or 1000/h burst 50\n\
+        "keys.csv:2: column 3 (limits): \"100\" has no period; write 100/s for a rate, or 100 credits \
+         for a total that is never refilled\n\
          keys.csv:4: the same key_hash as in line 3; a key may be listed once\n"
     );
     let (exit, output, messages) = check(&export, &["--json"]);
     assert_eq!(
         output,
         "{\"ok\":false,\"source\":\"keys.csv\",\"total_findings\":2,\"findings\":[{\"line\":2,\
-         \"column\":3,\"name\":\"limits\",\"message\":\"\\\"100\\\" is not a rate; write it as 100/s or \
-         1000/h burst 50\",\"count\":1},{\"line\":4,\"message\":\"the same key_hash as in line 3; a key may be \
+         \"column\":3,\"name\":\"limits\",\"message\":\"\\\"100\\\" has no period; write 100/s for a \
+         rate, or 100 credits for a total that is never refilled\",\"count\":1},{\"line\":4,\"message\":\"the same key_hash as in line 3; a key may be \
          listed once\",\"count\":1}]}\n"
     );
     assert_eq!((exit, messages.as_str()), (Exit::BadInput, ""));
@@ -88,7 +89,8 @@ fn diagnostics_of_one_kind_do_not_hide_another_kind() {
     assert_eq!(
         messages,
         "keys.csv:2: column 3 (status): \"t0\" is not a status; it is active, disabled or revoked (and 29 more like it)\n\
-         keys.csv:32: column 4 (limits): \"fast\" is not a rate; write it as 100/s or 1000/h burst 50\n"
+         keys.csv:32: column 4 (limits): \"fast\" is not a limit; write it as 100/s, 1000/h burst 50, \
+         10000/month or 5000 credits\n"
     );
     let (_, output, _) = check(&export, &["--json"]);
     let report = json(&output);
@@ -189,7 +191,7 @@ fn plan_in_shadow_mode_does_not_limit() {
         lines.map(|warning| warning["line"].as_u64().expect("a line")).collect::<Vec<_>>()
     };
     assert_eq!(check("[plans.pro]\nrequests = '100/s'"), [3]);
-    assert_eq!(check("[plans.pro]\nrequests = { rate = '100/s', shadow = true }"), [2, 3]);
+    assert_eq!(check("[plans.pro]\nrequests = { limit = '100/s', shadow = true }"), [2, 3]);
 }
 
 #[test]

@@ -2,14 +2,15 @@
 
 use clap::Args;
 
-use super::pepper::PepperFile;
+use super::pepper::PepperOptions;
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::secret::KeyReader;
 use crate::cli::streams::Streams;
 
 const HELP: &str = "\
 Reads one key from each line, and prints its SHA-256 in hex, as for key_hash in an export. An empty line is an error,
-because line n of the output has to belong to line n of the input.
+because line n of the output has to belong to line n of the input. With a pepper (--pepper-file, or keys.pepper_file of the
+configuration that --config or KEYWARD_CONFIG names), it prints the HMAC-SHA256 under the pepper instead.
 
 Example:
   keyward key hash < key.txt";
@@ -19,12 +20,12 @@ Example:
 #[command(after_help = HELP)]
 pub(in crate::cli) struct Hash {
     #[command(flatten)]
-    pepper: PepperFile,
+    pepper: PepperOptions,
 }
 
 impl Hash {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
-        let hasher = self.pepper.hasher()?;
+        let hasher = self.pepper.hasher(self.pepper.config()?.as_ref())?;
         let mut keys = KeyReader::new(streams.take_input());
         while let Some(key) = keys.next_key()? {
             if key.is_empty() {

@@ -12,13 +12,14 @@ use zeroize::Zeroizing;
 
 use super::export::Export;
 use super::header::Header;
-use super::pepper::{Hasher, PepperFile};
+use super::pepper::{Hasher, PepperOptions};
 use super::row::Row;
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::format::Count;
 use crate::cli::options::parse_duration;
 use crate::cli::streams::Streams;
 use keyward_daemon::clock::Clock;
+use keyward_daemon::config::Config;
 use keyward_engine::key_format::{self, Prefix};
 use keyward_engine::record::{Digest, Quoted, rfc3339};
 use keyward_source::{self as source, ColumnMapping, Diagnostics, Format};
@@ -35,6 +36,9 @@ A key is printed once and stored nowhere: give it to its user. Its row contains 
 the daemon reads.
 
 Times are written to the row in UTC. --expires-in counts from now, regardless of --not-before.
+
+With --config (or KEYWARD_CONFIG), the pepper is that of the configuration, a plan that it does not have is refused, and a
+prefix that is none of its minted_prefixes is reported.
 
 With --append-to the row is appended to an export, and only the key is printed to standard output. A missing file is created
 with a column for each field. An existing file keeps its columns, mode and owner, and is replaced as a whole. If the row or
@@ -59,7 +63,7 @@ pub(in crate::cli) struct New {
     count: u32,
 
     #[command(flatten)]
-    pepper: PepperFile,
+    pepper: PepperOptions,
 
     /// Print the rows to be appended to this export (CSV): the columns that its header has, in its
     /// order
@@ -95,7 +99,7 @@ pub(in crate::cli) struct New {
     #[arg(long)]
     scopes: Option<String>,
 
-    /// Rate limits, as in '100/s burst 200' or 'requests=100/s; daily=10000/d'
+    /// Limits, as in '100/s burst 200' or 'requests=100/s; quota=10000/month; credits=5000'
     #[arg(long)]
     limits: Option<String>,
 
@@ -121,8 +125,12 @@ impl New {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         self.check_empty_options()?;
         let like = self.like.as_deref().map(|path| Header::read(path, "--like")).transpose()?;
-        let batch =
-            KeyBatch { options: self, validity: self.validity()?, hasher: self.pepper.hasher()?, like };
+        let config = self.pepper.config()?;
+        let hasher = self.pepper.hasher(config.as_ref())?;
+        if let Some(config) = &config {
+            self.check_configured(config, streams)?;
+        }
+        let batch = KeyBatch { options: self, validity: self.validity()?, hasher, like };
         // The last row has the longest key id.
         let last = batch.row(self.count, &[0; 32]);
         check_row(&last)?;
@@ -150,6 +158,22 @@ impl New {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a plan that the daemon does not have: it would refuse the whole export. Warns if the
+    /// daemon does not verify the checksum of the keys.
+    fn check_configured(&self, config: &Config, streams: &mut Streams<'_>) -> Result<(), CliError> {
+        if let Err(error) = config.plans.resolve(self.plan.as_deref().unwrap_or_default()) {
+            return Err(CliError::new(Exit::Usage, format_args!("the row would be refused: plan: {error}")));
+        }
+        let prefixes = &config.keys.minted_prefixes;
+        if !prefixes.contains(&self.prefix) {
+            streams.note(format_args!(
+                "keyward: warning: {} is none of keys.minted_prefixes: the daemon does not verify the checksum of these keys",
+                self.prefix
+            ));
+        }
+        Ok(())
     }
 
     /// When the keys become valid and expire.
@@ -271,7 +295,7 @@ impl KeyBatch<'_> {
             1 => format!("\nIts row for {target}, which is not secret:\n"),
             _ => format!("\nTheir rows for {target}, in the same order, which are not secret:\n"),
         })?;
-        streams.print(rows)
+        streams.print_exact(rows)
     }
 
     /// Appends the rows to the export, and prints the keys. `last` is the longest row.
@@ -308,7 +332,7 @@ impl KeyBatch<'_> {
             let (key, row) = self.mint(number)?;
             let row = row.json()?;
             // Formatted without serde, whose buffers are not wiped. A key needs no escapes.
-            streams.print(format_args!("{{\"key\":\"{}\",\"row\":{row}}}", *key))?;
+            streams.print_exact(format_args!("{{\"key\":\"{}\",\"row\":{row}}}", *key))?;
             if streams.is_closed() {
                 return Ok(());
             }
@@ -445,13 +469,38 @@ mod tests {
     }
 
     #[test]
+    fn configuration_determines_pepper_plans_and_prefixes() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("a directory");
+        let [config, pepper] = ["keyward.toml", "pepper"].map(|name| dir.path().join(name));
+        std::fs::write(&pepper, "p".repeat(32)).expect("writes");
+        std::fs::set_permissions(&pepper, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+        let text = format!("keys.pepper_file = '{}'\n[plans.pro]\nrequests = '1/s'\n", pepper.display());
+        std::fs::write(&config, text).expect("writes");
+        let config = config.to_str().expect("UTF-8");
+        let (exit, output, messages) = new(&["--config", config, "--plan", "pro", "--json"]);
+        assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
+        let object: serde_json::Value = serde_json::from_str(&output).expect("JSON");
+        let pepper = keyward_engine::pepper::Pepper::new("p".repeat(32).as_bytes()).expect("a pepper");
+        let hash = const_hex::encode(pepper.hash(object["key"].as_str().expect("a key").as_bytes()));
+        assert_eq!(object["row"]["key_hash"], hash);
+        let (exit, output, messages) = new(&["--config", config, "--plan", "por"]);
+        assert_eq!((exit, output.as_str()), (Exit::Usage, ""));
+        assert!(messages.contains("the row would be refused: plan: "), "{messages}");
+        let (exit, _, messages) = new(&["--config", config, "--prefix", "other_"]);
+        assert_eq!(exit, Exit::Done);
+        assert!(messages.contains("other_ is none of keys.minted_prefixes"), "{messages}");
+        assert_eq!(new(&["--config", "missing.toml"]).0, Exit::BadInput);
+    }
+
+    #[test]
     fn key_with_an_invalid_row_is_not_minted() {
         let (exit, output, messages) = new(&["--limits", "100"]);
         assert_eq!((exit, output.as_str()), (Exit::Usage, ""));
         assert_eq!(
             messages,
-            "keyward: the row would be refused: column 3 (limits): \"100\" is not a rate; write it as 100/s or \
-             1000/h burst 50\n"
+            "keyward: the row would be refused: column 3 (limits): \"100\" has no period; write 100/s \
+             for a rate, or 100 credits for a total that is never refilled\n"
         );
         assert_eq!(new(&["--limits", " "]).0, Exit::Usage);
         let long = "i".repeat(63);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::failure::{Failure, Outcome};
 use crate::retry::{MAX_ATTEMPTS, retry_delay};
-use crate::{Decision, Options, Refund, Request};
+use crate::{Debit, Decision, Options, Refund, Request};
 use connection::Connection;
 
 /// The blocking client. It connects on first use, and reconnects if necessary.
@@ -74,6 +74,16 @@ impl Client {
     /// carried out, and must not be repeated.
     pub fn refund(&mut self, refund: &Refund<'_>) -> Result<Decision, Error> {
         self.verify(refund.request())
+    }
+
+    /// Charges what a response has cost, and waits for the answer: ALLOWED, or that the key was not
+    /// found.
+    ///
+    /// # Errors
+    /// If there is no answer. If [`Error::may_have_been_charged`] is true, the debit may have been
+    /// carried out, and must not be repeated.
+    pub fn debit(&mut self, debit: &Debit<'_>) -> Result<Decision, Error> {
+        self.verify(debit.request())
     }
 
     /// Sends all requests, pipelined, with at most [`Options::max_in_flight`] in flight. The

@@ -27,7 +27,7 @@ use crate::error::Error;
 use crate::failure::{CONNECTION_ENDED, Failure, Outcome};
 use crate::options::MAX_DEADLINE;
 use crate::retry::{MAX_ATTEMPTS, retry_delay};
-use crate::{Decision, Options, Refund, Request};
+use crate::{Debit, Decision, Options, Refund, Request};
 use connection::{Connection, ResponseBatch};
 
 /// The async client. Clones share one connection, which is made on first use and ends with the last
@@ -112,6 +112,16 @@ impl Client {
     /// carried out, and must not be repeated.
     pub async fn refund(&self, refund: &Refund<'_>) -> Result<Decision, Error> {
         self.verify(refund.request()).await
+    }
+
+    /// Charges what a response has cost, and waits for the answer: ALLOWED, or that the key was not
+    /// found.
+    ///
+    /// # Errors
+    /// If there is no answer. If [`Error::may_have_been_charged`] is true, the debit may have been
+    /// carried out, and must not be repeated.
+    pub async fn debit(&self, debit: &Debit<'_>) -> Result<Decision, Error> {
+        self.verify(debit.request()).await
     }
 
     /// Sends all requests at once: in one write, as far as [`Options::max_in_flight`] allows, and

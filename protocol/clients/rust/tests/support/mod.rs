@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use keyward_client::{Client, Decision, Error, Options, Refund, Request, blocking};
+use keyward_client::{Client, Debit, Decision, Error, Options, Refund, Request, blocking};
 use keyward_protocol as wire;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -89,7 +89,7 @@ pub struct Peer {
     pub reads: usize,
 }
 
-/// The contents of a VERIFY or a REFUND.
+/// The contents of a VERIFY, a REFUND or a DEBIT.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReceivedRequest {
     pub id: u32,
@@ -101,8 +101,9 @@ pub struct ReceivedRequest {
     pub origin: Option<String>,
     pub environment: Option<String>,
     pub want_metadata: bool,
-    /// `Some` for a REFUND, with the limit to give back to.
-    pub refund: Option<Option<String>>,
+    pub want_balances: bool,
+    pub costs: Vec<(String, u32)>,
+    pub kind: wire::FrameKind,
 }
 
 /// A WELCOME that accepts both forms of credentials and has no idle timeout.
@@ -156,12 +157,10 @@ impl Peer {
     /// The next request; `None` at the end of the stream.
     pub fn read_request(&mut self) -> Option<ReceivedRequest> {
         let frame = self.read_frame()?;
-        let (verify, refund) = match decode(&frame) {
-            wire::Request::Verify(verify) => (verify, None),
-            wire::Request::Refund(wire::Refund { request_id, cost, credential, limit }) => {
-                let verify = wire::Verify { cost, ..wire::Verify::new(request_id, credential) };
-                (verify, Some(limit.map(str::to_owned)))
-            }
+        let (verify, kind) = match decode(&frame) {
+            wire::Request::Verify(verify) => (verify, wire::FrameKind::Verify),
+            wire::Request::Refund(refund) => (as_verify(refund), wire::FrameKind::Refund),
+            wire::Request::Debit(debit) => (as_verify(debit), wire::FrameKind::Debit),
             wire::Request::Hello(_) => panic!("a second HELLO"),
         };
         let (digest, raw) = match verify.credential {
@@ -178,7 +177,14 @@ impl Peer {
             origin: verify.origin.map(str::to_owned),
             environment: verify.environment.map(str::to_owned),
             want_metadata: verify.want_metadata,
-            refund,
+            want_balances: verify.want_balances,
+            costs: verify
+                .costs
+                .iter()
+                .flat_map(wire::Costs::iter)
+                .map(|(name, cost)| (name.to_owned(), cost))
+                .collect(),
+            kind,
         })
     }
 
@@ -274,6 +280,12 @@ impl Peer {
             }
         }
     }
+}
+
+/// The fields that a REFUND or a DEBIT has in common with VERIFY.
+fn as_verify<const KIND: u8>(adjustment: wire::Adjustment<'_, KIND>) -> wire::Verify<'_> {
+    let wire::Adjustment { request_id, cost, credential, costs, want_balances } = adjustment;
+    wire::Verify { cost, costs, want_balances, ..wire::Verify::new(request_id, credential) }
 }
 
 fn decode(frame: &[u8]) -> wire::Request<'_> {
@@ -375,6 +387,13 @@ impl AnyClient {
         match self {
             Self::Blocking(client) => client.refund(refund),
             Self::Async(runtime, client) => runtime.block_on(client.refund(refund)),
+        }
+    }
+
+    pub fn debit(&mut self, debit: &Debit<'_>) -> Result<Decision, Error> {
+        match self {
+            Self::Blocking(client) => client.debit(debit),
+            Self::Async(runtime, client) => runtime.block_on(client.debit(debit)),
         }
     }
 
