@@ -180,6 +180,12 @@ impl Decision {
     }
 }
 
+impl From<&Answer<'_>> for Decision {
+    fn from(answer: &Answer<'_>) -> Self {
+        Self::new(answer)
+    }
+}
+
 impl<'a> From<LimitBalance<'a>> for Balance<'a> {
     fn from(limit: LimitBalance<'a>) -> Self {
         let LimitBalance { name, kind, limit, charged, balance, reset_ms } = limit;

@@ -1,0 +1,289 @@
+//! The check of one request: what is asked of the daemon, and what its answer means.
+
+use http::request::Parts;
+use keyward_client::{Client, Decision, Error, ErrorCode, Request, Verdict};
+
+use crate::client_address::AddressSource;
+use crate::credential::{Credential, CredentialPlaces};
+use crate::gateway::Gateway;
+use crate::hint::Hints;
+use crate::identity::IdentityHeaders;
+use crate::original;
+use crate::outcome::{Outcome, Refusal, Unavailable};
+use crate::rate_limit::RateLimitHeaders;
+use crate::route::{Access, Requirements, Route, Routes};
+use crate::target::Target;
+
+/// How the requests of one gateway are checked.
+#[derive(Clone, Debug)]
+pub struct CheckRules {
+    /// The gateway.
+    pub gateway: Gateway,
+    /// The path that the gateway puts before the client's, if it forwards the client's request.
+    pub path_prefix: String,
+    /// Where the key is.
+    pub credentials: CredentialPlaces,
+    /// Where the address of the client is. `None`: it is not known, and keys that are bound to networks
+    /// are denied.
+    pub client_address: Option<AddressSource>,
+    /// What the gateway adds to the requirements of a route.
+    pub hints: Hints,
+    /// What requests need.
+    pub routes: Routes,
+    /// What the upstream gets to know about the key.
+    pub identity: IdentityHeaders,
+    /// What the client gets to know about its limits.
+    pub rate_limits: RateLimitHeaders,
+}
+
+/// What came of a check.
+#[derive(Debug)]
+pub struct Checked<'c> {
+    /// The result.
+    pub outcome: Outcome,
+    /// The route that matched.
+    pub route: Option<&'c Route>,
+    /// What the request needs of its key: the requirements of the route, and those of the hints.
+    pub requirements: Requirements,
+}
+
+/// A request for which the daemon has to be asked.
+struct Question<'r> {
+    credential: Credential<'r>,
+    requirements: Requirements,
+    ip: Option<std::net::IpAddr>,
+    origin: Option<&'r str>,
+}
+
+/// What a request comes to before the daemon is asked.
+enum Plan<'r> {
+    Ask(Question<'r>),
+    Done(Outcome),
+}
+
+impl CheckRules {
+    /// Checks the request that the subrequest `parts` is about.
+    pub async fn check(&self, client: &Client, parts: &Parts) -> Checked<'_> {
+        let (route, plan) = match self.plan(parts) {
+            Ok(planned) => planned,
+            Err(refusal) => (None, Plan::Done(Outcome::Refused(refusal))),
+        };
+        let (outcome, requirements) = match plan {
+            Plan::Done(outcome) => (outcome, Requirements::default()),
+            Plan::Ask(question) => {
+                let answer = client.verify(&self.request(&question)).await;
+                let is_open = route.is_some_and(|route| route.fail_open);
+                (conclude(answer, is_open), question.requirements)
+            }
+        };
+        Checked { outcome, route, requirements }
+    }
+
+    fn plan<'r>(&self, parts: &'r Parts) -> Result<(Option<&Route>, Plan<'r>), Refusal> {
+        let original = original::read(&self.gateway.request_source(), &self.path_prefix, parts)?;
+        let target = Target::parse(original.target)?;
+        let route = self.routes.find(original.host, &target, &original.method).ok_or(Refusal::NoRoute)?;
+        let done = |outcome| Ok((Some(route), Plan::Done(outcome)));
+        match route.access {
+            Access::Open => return done(Outcome::Open),
+            Access::Closed => return done(Outcome::Refused(Refusal::Closed(route.name.clone()))),
+            Access::Key if original.is_preflight && route.cors_preflight => return done(Outcome::Preflight),
+            Access::Key => {}
+        }
+        let own_query = parts.uri.query().filter(|_| self.gateway.has_own_query());
+        let question = || -> Result<Question<'r>, Refusal> {
+            Ok(Question {
+                requirements: self.hints.add_to(&route.requirements, &parts.headers, own_query)?,
+                credential: self.credentials.find(&parts.headers, target.query)?,
+                ip: self.client_address.as_ref().and_then(|source| source.find(&parts.headers)),
+                origin: original.origin,
+            })
+        };
+        let plan = question().map_or_else(|refusal| Plan::Done(Outcome::Refused(refusal)), Plan::Ask);
+        Ok((Some(route), plan))
+    }
+
+    fn request<'k>(&self, question: &'k Question<'_>) -> Request<'k> {
+        let mut request = question.requirements.apply(Request::new(question.credential.key()));
+        if let Some(ip) = question.ip {
+            request = request.ip(ip);
+        }
+        if let Some(origin) = question.origin {
+            request = request.origin(origin);
+        }
+        if self.identity.needs_metadata() {
+            request = request.metadata();
+        }
+        if self.rate_limits.needs_balances() { request.balances() } else { request }
+    }
+}
+
+/// What an answer means, or that there is none. Only a daemon that cannot be asked lets a request
+/// through on a route that fails open: a request that no daemon would accept does not.
+fn conclude(answer: Result<Decision, Error>, fails_open: bool) -> Outcome {
+    let unavailable = match answer {
+        Ok(decision) if decision.is_allowed() => return Outcome::Allowed(decision),
+        Ok(decision) if matches!(decision.verdict(), Verdict::NotReady | Verdict::StaleSnapshot) => {
+            Unavailable::NotReady(decision)
+        }
+        Ok(decision) => return Outcome::Denied(decision),
+        Err(error) if is_unavailable(&error) => Unavailable::NoAnswer(error),
+        Err(error) => return Outcome::Refused(Refusal::Invalid(error.to_string())),
+    };
+    if fails_open { Outcome::FailedOpen(unavailable) } else { Outcome::Unavailable(unavailable) }
+}
+
+/// Whether an error says something about the daemon, and nothing about the request.
+fn is_unavailable(error: &Error) -> bool {
+    match error {
+        Error::Connect { .. }
+        | Error::Deadline { .. }
+        | Error::ConnectionLost { .. }
+        | Error::Protocol(_)
+        | Error::NoRuntime => true,
+        Error::Daemon(error) => matches!(
+            error.code(),
+            Some(
+                ErrorCode::PeerRefused
+                    | ErrorCode::TooManyConnections
+                    | ErrorCode::IdleTimeout
+                    | ErrorCode::ShuttingDown
+                    | ErrorCode::QuotaExceeded
+            )
+        ),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+    use keyward_client::DaemonError;
+    use keyward_protocol::Answer;
+
+    use super::*;
+    use crate::hint::{HintKind, HintPlace};
+    use crate::route::PathPattern;
+
+    fn rules(routes: Vec<Route>) -> CheckRules {
+        CheckRules {
+            gateway: Gateway::Nginx,
+            path_prefix: String::new(),
+            credentials: CredentialPlaces::default(),
+            client_address: Some(AddressSource {
+                header: HeaderName::from_static("x-forwarded-for"),
+                trusted_hops: 0,
+            }),
+            hints: Hints { place: HintPlace::Query, kinds: Vec::new() },
+            routes: Routes::new(routes),
+            identity: IdentityHeaders::new(Vec::new()),
+            rate_limits: RateLimitHeaders::default(),
+        }
+    }
+
+    fn route(name: &str, path: &str) -> Route {
+        let path = Some(PathPattern::parse(path).expect("a pattern"));
+        Route { name: name.to_owned(), path, ..Route::default() }
+    }
+
+    fn parts(uri: &str, method: &str, target: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = http::Request::builder().uri(uri);
+        let original = [("x-original-method", method), ("x-original-uri", target)];
+        for (name, value) in original.iter().chain(headers) {
+            request = request.header(*name, HeaderValue::from_str(value).expect("a value"));
+        }
+        request.body(()).expect("a request").into_parts().0
+    }
+
+    /// The name of the outcome before the daemon is asked; `ASK` if it has to be asked.
+    fn plan(rules: &CheckRules, parts: &Parts) -> &'static str {
+        match rules.plan(parts) {
+            Ok((_, Plan::Ask(_))) => "ASK",
+            Ok((_, Plan::Done(outcome))) => outcome.name(),
+            Err(refusal) => Outcome::Refused(refusal).name(),
+        }
+    }
+
+    #[test]
+    fn route_decides_whether_a_key_is_needed() {
+        let preflight = [("origin", "https://a"), ("access-control-request-method", "GET")];
+        let rules = rules(vec![
+            Route { access: Access::Open, ..route("open", "/open") },
+            Route { access: Access::Closed, ..route("closed", "/closed/**") },
+            Route { cors_preflight: true, ..route("browser", "/browser") },
+            route("key", "/key"),
+        ]);
+        let key = [("x-api-key", "k")];
+        for (method, target, headers, expected) in [
+            ("GET", "/open", &[][..], "OPEN"),
+            ("GET", "/open", &[("x-api-key", "a,b")], "OPEN"),
+            ("GET", "/closed/a", &key, "CLOSED_ROUTE"),
+            ("OPTIONS", "/browser", &preflight, "PREFLIGHT"),
+            ("OPTIONS", "/browser", &[], "NO_KEY"),
+            ("OPTIONS", "/key", &preflight, "NO_KEY"),
+            ("GET", "/key", &[], "NO_KEY"),
+            ("GET", "/key", &key, "ASK"),
+            ("GET", "/key?x", &key, "ASK"),
+            ("GET", "/other", &key, "NO_ROUTE"),
+            ("GET", "/open/../key", &key, "AMBIGUOUS_PATH"),
+            ("GET", "/key", &[("x-api-key", "a,b")], "INVALID_CREDENTIAL"),
+            ("GET", "/key", &[("x-api-key", "k"), ("x-original-uri", "/open")], "MISCONFIGURED"),
+        ] {
+            assert_eq!(
+                plan(&rules, &parts("/", method, target, headers)),
+                expected,
+                "{method} {target} {headers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn daemon_is_asked_what_route_hints_and_headers_say() {
+        let needs = Requirements { scopes: vec!["a".to_owned()], ..Requirements::default() };
+        let mut rules = rules(vec![Route { requirements: needs, ..Route::default() }]);
+        rules.hints.kinds = vec![HintKind::Costs];
+        let headers =
+            [("x-api-key", "k"), ("origin", "https://a"), ("x-forwarded-for", "6.6.6.6, 203.0.113.7")];
+        let asked = parts("/check?costs=tokens=9", "GET", "/?costs=tokens=0", &headers);
+        let Ok((_, Plan::Ask(question))) = rules.plan(&asked) else { panic!("the daemon has to be asked") };
+        assert_eq!((question.credential.key(), question.origin), (&b"k"[..], Some("https://a")));
+        assert_eq!(question.ip, Some([203, 0, 113, 7].into()));
+        let expected = Requirements {
+            scopes: vec!["a".to_owned()],
+            costs: vec![("tokens".to_owned(), 9)],
+            ..Requirements::default()
+        };
+        assert_eq!(question.requirements, expected);
+        assert_eq!(plan(&rules, &parts("/check", "GET", "/?costs=tokens=0", &headers)), "MISCONFIGURED");
+        rules.client_address = None;
+        let Ok((_, Plan::Ask(question))) = rules.plan(&asked) else { panic!("the daemon has to be asked") };
+        assert_eq!(question.ip, None);
+    }
+
+    #[test]
+    fn only_a_daemon_that_cannot_be_asked_opens_a_route_that_fails_open() {
+        let decided = |verdict| Ok(Decision::from(&Answer::without_key(1, verdict, 1)));
+        let refused = |code: ErrorCode| {
+            let value = code as u8;
+            Err(Error::Daemon(DaemonError { value, detail: 0, closing: false, message: String::new() }))
+        };
+        let lost = || Err(Error::ConnectionLost { written: true });
+        for (answer, closed, open) in [
+            (decided(Verdict::Allowed), "ALLOWED", true),
+            (decided(Verdict::NotReady), "NOT_READY", true),
+            (decided(Verdict::StaleSnapshot), "STALE_SNAPSHOT", true),
+            (lost(), "UNAVAILABLE", true),
+            (refused(ErrorCode::ShuttingDown), "UNAVAILABLE", true),
+            (decided(Verdict::UnknownKey), "UNKNOWN_KEY", false),
+            (decided(Verdict::RateLimited), "RATE_LIMITED", false),
+            (decided(Verdict::from_value(200)), "OTHER", false),
+            (refused(ErrorCode::InvalidField), "MISCONFIGURED", false),
+            (Err(Error::InvalidScope { name: "a b".to_owned() }), "MISCONFIGURED", false),
+        ] {
+            let by_default = conclude(answer.clone(), false);
+            assert_eq!(by_default.name(), closed);
+            assert_eq!(by_default.is_let_through(), closed == "ALLOWED");
+            assert_eq!(conclude(answer, true).is_let_through(), open, "{closed}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The companion process `keyward http`: it answers the authorization subrequests of HTTP gateways.
+//!
+//! A gateway sends a subrequest for each request of a client, and lets the request through if the
+//! reply allows it. The companion asks the daemon through the public client, holds no keys, and keeps
+//! nothing that matters: it can be restarted at any time.
+//!
+//! # The way of a request
+//!
+//! 1. [`original`] reads the client's request from the subrequest, in the way of the [`gateway`].
+//! 2. [`target`] parses its path, and refuses what programs read in different ways.
+//! 3. [`route`] finds what the request needs. [`hint`] adds what the gateway's location needs.
+//! 4. [`credential`] finds the key, [`client_address`] the address of the client.
+//! 5. [`check`] asks the daemon. The result is an [`outcome`].
+//! 6. [`reply`] puts it in the terms of the gateway: the [`identity`] of the key, its limits
+//!    ([`rate_limit`]), or the [`problem`].
+//!
+//! What is missing, empty, repeated or ambiguous refuses the request.
+
+pub mod check;
+pub mod client_address;
+pub mod credential;
+pub mod gateway;
+pub mod header;
+pub mod hint;
+pub mod identity;
+pub mod original;
+pub mod outcome;
+pub mod problem;
+pub mod rate_limit;
+pub mod reply;
+pub mod route;
+pub mod target;

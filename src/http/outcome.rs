@@ -1,0 +1,115 @@
+//! What the check of a request came to, before it is put in the terms of a gateway.
+
+use keyward_client::{Decision, Error};
+
+use crate::credential::CredentialError;
+use crate::hint::HintError;
+use crate::original::OriginalError;
+use crate::target::TargetError;
+
+/// What the check of a request came to. Only the first five let it through.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The daemon has allowed it.
+    Allowed(Decision),
+    /// Its route needs no key.
+    Open,
+    /// It is a CORS preflight request, which browsers send without a key.
+    Preflight,
+    /// The daemon could not be asked, and the route lets requests through then.
+    FailedOpen(Unavailable),
+    /// The daemon has denied it.
+    Denied(Decision),
+    /// The daemon could not be asked.
+    Unavailable(Unavailable),
+    /// It was refused before the daemon was asked.
+    Refused(Refusal),
+}
+
+/// Why the daemon gave no decision about a key.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// It did not answer.
+    #[error(transparent)]
+    NoAnswer(Error),
+    /// It has no keys yet, or too old ones.
+    #[error("keyward has no keys that it may decide by ({})", .0.verdict().name())]
+    NotReady(Decision),
+}
+
+/// Why a request was refused before the daemon was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It carries no key, or not exactly one.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    /// Its path is ambiguous.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// No route matches it.
+    #[error("no route matches the request")]
+    NoRoute,
+    /// Its route is closed.
+    #[error("the route {0:?} is closed")]
+    Closed(String),
+    /// The gateway has not stated the original request: its configuration is wrong.
+    #[error(transparent)]
+    Original(#[from] OriginalError),
+    /// The gateway has sent hints that cannot be used: its configuration is wrong.
+    #[error(transparent)]
+    Hint(#[from] HintError),
+    /// The request asks for something that no key can have: the configuration of the route is wrong,
+    /// or a header is too long.
+    #[error("the request cannot be asked about: {0}")]
+    Invalid(String),
+}
+
+impl Outcome {
+    /// Whether the request is let through.
+    pub fn is_let_through(&self) -> bool {
+        match self {
+            Self::Allowed(_) | Self::Open | Self::Preflight | Self::FailedOpen(_) => true,
+            Self::Denied(_) | Self::Unavailable(_) | Self::Refused(_) => false,
+        }
+    }
+
+    /// The decision, if the daemon gave one.
+    pub fn decision(&self) -> Option<&Decision> {
+        match self {
+            Self::Allowed(decision)
+            | Self::Denied(decision)
+            | Self::Unavailable(Unavailable::NotReady(decision))
+            | Self::FailedOpen(Unavailable::NotReady(decision)) => Some(decision),
+            Self::Open | Self::Preflight | Self::FailedOpen(_) | Self::Unavailable(_) | Self::Refused(_) => {
+                None
+            }
+        }
+    }
+
+    /// The name of the outcome in logs, metrics and problem bodies: the verdict of the daemon, or what
+    /// came before it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Allowed(decision) | Self::Denied(decision) => decision.verdict().name(),
+            Self::Unavailable(Unavailable::NotReady(decision)) => decision.verdict().name(),
+            Self::Unavailable(Unavailable::NoAnswer(_)) => "UNAVAILABLE",
+            Self::FailedOpen(_) => "FAILED_OPEN",
+            Self::Open => "OPEN",
+            Self::Preflight => "PREFLIGHT",
+            Self::Refused(refusal) => refusal.name(),
+        }
+    }
+}
+
+impl Refusal {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Credential(CredentialError::Missing) => "NO_KEY",
+            Self::Credential(_) => "INVALID_CREDENTIAL",
+            Self::Target(_) => "AMBIGUOUS_PATH",
+            Self::NoRoute => "NO_ROUTE",
+            Self::Closed(_) => "CLOSED_ROUTE",
+            Self::Original(_) | Self::Hint(_) | Self::Invalid(_) => "MISCONFIGURED",
+        }
+    }
+}
