@@ -29,4 +29,5 @@ pub mod problem;
 pub mod rate_limit;
 pub mod reply;
 pub mod route;
+pub mod server;
 pub mod target;
