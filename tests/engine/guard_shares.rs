@@ -91,9 +91,11 @@ const NOT_VALID: Option<&str> = Some("keys that have expired or are not valid ye
 const ENVIRONMENT: Option<&str> = Some("keys with an environment would lose it or get another one");
 const NETWORKS: Option<&str> = Some("keys with allowed_ips would admit more addresses");
 const ORIGINS: Option<&str> = Some("keys with allowed_origins would admit more origins");
+const UNSPENT: Option<&str> =
+    Some("keys with limits would get unspent ones in their place, of another kind or shared by other keys");
 
 /// Changes of a column, and the text of their refusal. `None`: the change is always accepted.
-const CHANGES: [(&str, [&str; 2], Option<&str>); 30] = [
+const CHANGES: [(&str, [&str; 2], Option<&str>); 38] = [
     ("status", ["active", "disabled"], STOP),
     ("status", ["active", "revoked"], STOP),
     ("expires_at", [FUTURE, PAST], STOP),
@@ -119,6 +121,14 @@ const CHANGES: [(&str, [&str; 2], Option<&str>); 30] = [
     ("allowed_origins", ["https://*.test", "https://a.test"], None),
     ("limits", ["a=1/s; b=1/s", "b=1/s"], Some("keys with limits would lose one")),
     ("limits", ["a=1/s", "a=2/s"], None),
+    ("limits", ["a=5/day", "a=9/day"], None),
+    ("limits", ["a=5/day", "a=5/hour"], None),
+    ("limits", ["a=5 credits", "a=9 credits"], None),
+    ("limits", ["a=5/day", "a=5/d"], UNSPENT),
+    ("limits", ["a=5/d", "a=4 credits"], UNSPENT),
+    ("limits", ["a=5 credits", "a=4/month"], UNSPENT),
+    ("limits", ["a=5/d", "a=4/d per owner"], UNSPENT),
+    ("limits", ["a=5/d per owner", "a=4/d"], UNSPENT),
     ("scopes", ["a", "*"], Some("keys would gain scopes")),
     ("scopes", ["a", "a b"], Some("keys would gain scopes")),
     ("scopes", ["a b", "a"], None),

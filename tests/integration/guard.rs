@@ -249,15 +249,21 @@ fn export_without_its_restriction_columns_is_refused_until_forced() {
     assert_eq!(ids(&outcome.examples.starting), starting);
     assert_eq!(verdicts(), ["ALLOWED"; 3]);
     daemon.assert_logged("the source widens access: 2 start working, 1 loses a restriction");
-    let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
-    let refused = |starting: &str| {
-        let counts = r#""stopping":0,"starting":2,"loosened":1,"starting_keys""#;
-        format!(r#"{counts}:[{starting}],"loosened_keys":["c"],"reason":"lost_restrictions""#)
+    let reloads = daemon.setup.audit_events("reload");
+    let [.., refused, forced] = &reloads[..] else { panic!("{reloads:?}") };
+    let counts = ["stopping", "starting", "loosened"].map(|count| refused[count].as_u64());
+    assert_eq!(counts, [Some(0), Some(2), Some(1)]);
+    let names = |list: &str| -> BTreeSet<String> {
+        let keys = refused[list].as_array().expect("a list").iter();
+        keys.filter_map(serde_json::Value::as_str).map(str::to_owned).collect()
     };
-    let orders = [r#""a","b""#, r#""b","a""#].map(refused);
-    assert!(orders.iter().any(|order| trail.contains(order)), "{trail}");
-    let forced = r#""force":true,"accepted":true,"keys":3"#;
-    assert!(trail.contains(forced), "{trail}");
+    assert_eq!(names("starting_keys"), BTreeSet::from(["a", "b"].map(str::to_owned)));
+    assert_eq!(names("loosened_keys"), BTreeSet::from(["c".to_owned()]));
+    assert_eq!(refused["reason"], "lost_restrictions");
+    assert_eq!(
+        (&forced["force"], &forced["accepted"], &forced["keys"]),
+        (&true.into(), &true.into(), &3.into())
+    );
 }
 
 #[test]
@@ -457,6 +463,30 @@ fn limits_of_another_kind_or_period_are_loosened() {
         assert!(outcome.accepted, "{:?}", outcome.error);
         assert_eq!(impact(outcome.changes), [0, 0, loosened], "{limit}");
     }
+}
+
+/// A limit of another kind has spent nothing, so an export that changes the kind of many limits would
+/// grant them again.
+#[test]
+fn export_in_which_most_limits_are_of_another_kind_is_refused_until_forced() {
+    let export = |limit: &'static str| Export::new(rows("a", 20).map(move |row| row.limits(limit)));
+    let daemon = Setup::text(export("1/month")).start();
+    assert_eq!(daemon.verdicts(["a0", "a0"]), ["ALLOWED", "RATE_LIMITED"]);
+    for limit in ["1/30d", "1 credits", "1/month per owner"] {
+        let expected = "20 of 20 keys with limits would get unspent ones in their place, of another kind or \
+                        shared by other keys, more than source.max_loosened (75 %)";
+        let outcome = daemon.publish(export(limit));
+        assert_eq!(impact(outcome.changes), [0, 0, 20], "{limit}");
+        let error = outcome.error.expect("refused");
+        assert!(error.contains(expected), "{limit}: {error}");
+        let diff = check(&daemon).diff.expect("a diff");
+        assert_eq!(impact(Some(diff.changes)), [0, 0, 20], "{limit}");
+        assert!(diff.refused.is_some_and(|refused| refused.contains(expected)), "{limit}");
+        assert_eq!(daemon.verdict("a0"), "RATE_LIMITED", "{limit}");
+    }
+    replace_export(&daemon.setup.source(), export("1/30d"));
+    assert!(daemon.force_reload().accepted);
+    assert_eq!(daemon.verdict("a0"), "ALLOWED", "the new limit is unspent");
 }
 
 /// Both sides are evaluated at the same time: a key that has expired since the last reload is

@@ -52,11 +52,12 @@ const MAX_ALWAYS_WIDEN: usize = 10;
 
 /// The changes of `AccessChange::LOOSENS` that [`Tolerance::max_loosened`] limits. Raised limits,
 /// and environments where there was none, are only counted: a new price list is ordinary business.
-const CHECKED_LOOSENS: [AccessChange; 6] = [
+const CHECKED_LOOSENS: [AccessChange; 7] = [
     AccessChange::LosesEnvironment,
     AccessChange::LosesNetworks,
     AccessChange::LosesOrigins,
     AccessChange::LosesLimits,
+    AccessChange::ReplacesLimits,
     AccessChange::LosesExpiry,
     AccessChange::GainsScopes,
 ];

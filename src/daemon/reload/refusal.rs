@@ -44,6 +44,7 @@ impl Refusal {
                 | AccessChange::LosesNetworks
                 | AccessChange::LosesOrigins
                 | AccessChange::LosesLimits
+                | AccessChange::ReplacesLimits
                 | AccessChange::RaisesLimits
                 | AccessChange::LosesExpiry
                 | AccessChange::GainsScopes
@@ -103,6 +104,9 @@ fn description(change: AccessChange) -> &'static str {
         AccessChange::LosesNetworks => "keys with allowed_ips would admit more addresses",
         AccessChange::LosesOrigins => "keys with allowed_origins would admit more origins",
         AccessChange::LosesLimits => "keys with limits would lose one",
+        AccessChange::ReplacesLimits => {
+            "keys with limits would get unspent ones in their place, of another kind or shared by other keys"
+        }
         AccessChange::RaisesLimits => "keys with limits would be allowed more",
         AccessChange::LosesExpiry => "keys that expire would never expire",
         AccessChange::GainsScopes => "keys would gain scopes",

@@ -24,7 +24,11 @@ pub enum AccessChange {
     LosesOrigins,
     /// A limit disappears or becomes a shadow limit. Denominator: keys that have limits.
     LosesLimits,
-    /// A limit admits more, or its bucket starts over. Denominator: keys that have limits.
+    /// A limit is replaced by an unspent one of the same name: one of another kind, or one that other
+    /// keys share. Denominator: keys that have limits.
+    ReplacesLimits,
+    /// A limit admits more, or starts over because the key has another id or owner. Denominator: keys
+    /// that have limits.
     RaisesLimits,
     /// The expiry disappears. Denominator: keys that have one.
     LosesExpiry,
@@ -36,18 +40,19 @@ pub enum AccessChange {
 
 impl AccessChange {
     /// The number of variants.
-    pub(super) const COUNT: usize = 13;
+    pub(super) const COUNT: usize = 14;
 
     /// Changes by which a key that does not work starts to work.
     pub const STARTS: [Self; 4] =
         [Self::RevokedReturns, Self::DisabledReturns, Self::ExpiredReturns, Self::WithheldReturns];
 
     /// Changes by which a key loses a restriction.
-    pub(crate) const LOOSENS: [Self; 8] = [
+    pub(crate) const LOOSENS: [Self; 9] = [
         Self::LosesEnvironment,
         Self::LosesNetworks,
         Self::LosesOrigins,
         Self::LosesLimits,
+        Self::ReplacesLimits,
         Self::RaisesLimits,
         Self::LosesExpiry,
         Self::GainsScopes,

@@ -30,7 +30,7 @@ impl PolicyChange {
     ) -> Self {
         use AccessChange::{
             GainsEnvironment, GainsScopes, LosesEnvironment, LosesLimits, LosesNetworks, LosesOrigins,
-            RaisesLimits,
+            RaisesLimits, ReplacesLimits,
         };
         let bits = |conditions: &[(AccessChange, bool)]| {
             conditions.iter().filter(|(_, holds)| *holds).fold(0, |bits, (change, _)| bits | change.bit())
@@ -50,8 +50,12 @@ impl PolicyChange {
         let mut from_source = enforced().filter(|limit| !is_from_configuration(*limit));
         let enforced_after = |limit: LimitRef<'_>| named(after.limits(), limit).filter(|after| !after.shadow);
         let is_lost = |limit: LimitRef<'_>| enforced_after(limit).is_none();
-        let is_raised =
-            |limit: LimitRef<'_>| enforced_after(limit).is_some_and(|after| !is_as_strict(after, limit));
+        let is_replaced =
+            |limit: LimitRef<'_>| enforced_after(limit).is_some_and(|after| !keeps_balance(after, limit));
+        let is_raised = |limit: LimitRef<'_>| {
+            enforced_after(limit)
+                .is_some_and(|after| keeps_balance(after, limit) && !after.rule.is_as_strict_as(limit.rule))
+        };
         Self {
             is_same: before == after,
             carried: bits(&[
@@ -59,6 +63,7 @@ impl PolicyChange {
                 (LosesNetworks, before.is_limited_to_networks()),
                 (LosesOrigins, before.is_limited_to_origins()),
                 (LosesLimits, enforced().next().is_some()),
+                (ReplacesLimits, enforced().next().is_some()),
                 (RaisesLimits, enforced().next().is_some()),
             ]),
             loosened: bits(&[
@@ -66,6 +71,7 @@ impl PolicyChange {
                 (LosesNetworks, after.admits_networks_beyond(before)),
                 (LosesOrigins, after.admits_origins_beyond(before)),
                 (LosesLimits, from_source.clone().any(is_lost)),
+                (ReplacesLimits, from_source.clone().any(is_replaced)),
                 (RaisesLimits, from_source.any(is_raised)),
                 (GainsScopes, after.has_scopes_beyond(before)),
                 (GainsEnvironment, environment.is_empty() && !new_environment.is_empty()),
@@ -106,8 +112,8 @@ fn named<'l>(mut limits: impl Iterator<Item = LimitRef<'l>>, like: LimitRef<'_>)
     limits.find(|limit| limit.name == like.name)
 }
 
-/// Whether `after` never admits a request that `before` refuses. A top-up of credits does not count:
-/// it is what exports with credits are for.
-fn is_as_strict(after: LimitRef<'_>, before: LimitRef<'_>) -> bool {
-    after.rule.is_as_strict_as(before.rule) && after.per == before.per
+/// Whether what was spent of `before` counts for `after`, a limit of the same name. Otherwise `after`
+/// starts unspent, however strict it is.
+fn keeps_balance(after: LimitRef<'_>, before: LimitRef<'_>) -> bool {
+    after.rule.kind() == before.rule.kind() && after.per == before.per
 }
