@@ -253,12 +253,17 @@ impl StateDir {
     }
 }
 
-/// The name of a non-empty file in `directory` that a daemon has written, other than its list of
-/// revocations.
+/// The name of a file in `directory` that a daemon has written, other than its list of revocations.
+/// An empty file does not count. A symbolic link does, and so does a file of which it cannot be
+/// determined: what it was may be on a disk that is not mounted.
 pub fn first_state_file(directory: &Path) -> Option<&'static str> {
-    let has_content =
-        |name: &&str| std::fs::metadata(directory.join(name)).is_ok_and(|there| there.len() > 0);
-    STATE_FILES.iter().copied().find(has_content)
+    let is_absent =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    let may_have_content = |name: &&str| match std::fs::symlink_metadata(directory.join(name)) {
+        Ok(found) => found.len() > 0,
+        Err(error) => !is_absent(&error),
+    };
+    STATE_FILES.iter().copied().find(may_have_content)
 }
 
 /// The file system and the inode of an open file.

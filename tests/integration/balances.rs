@@ -10,7 +10,6 @@ use crate::support::{Daemon, Export, Row, Setup, replace_export, row, wait_for};
 use keyward_client::Request;
 use keyward_engine::limiter::ClockReading;
 use keyward_engine::limiter::persist::{SavedBalances, decode, encode};
-use rustix::process::Signal;
 
 /// Refills one unit in 100 seconds, so nothing during a test.
 const SLOW: &str = "864/d burst 10";
@@ -51,26 +50,15 @@ fn saved(daemon: &Daemon) -> Option<SavedBalances> {
     Some(decode(&mut &*bytes).expect("a complete file at every moment"))
 }
 
-fn stop(daemon: &mut Daemon) {
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
-}
-
-/// Stops the daemon with SIGTERM, so that it saves, and starts it again.
-fn stop_and_restart(mut daemon: Daemon) -> Daemon {
-    stop(&mut daemon);
-    daemon.kill_and_restart()
-}
-
 #[test]
 fn balance_survives_a_restart() {
     let daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 7), "ALLOWED");
-    let daemon = stop_and_restart(daemon);
+    let daemon = daemon.stop_and_restart();
     assert_eq!((remaining(&daemon, "one"), remaining(&daemon, "two")), (3, 10));
     assert_eq!(spend(&daemon, "one", 4), "RATE_LIMITED");
     assert_eq!(spend(&daemon, "one", 3), "ALLOWED");
-    let daemon = stop_and_restart(daemon);
+    let daemon = daemon.stop_and_restart();
     assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED");
     daemon.assert_logged("balances restored");
     assert_eq!(saved(&daemon).expect("a file").limits.len(), 1, "a full bucket is not saved");
@@ -80,7 +68,7 @@ fn balance_survives_a_restart() {
 fn balance_ages_by_boot_time_or_after_a_reboot_by_wall_clock() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    stop(&mut daemon);
+    daemon.stop();
     let SavedBalances { saved_at: stamp, calendar, limits } = saved(&daemon).expect("a file");
     assert!(stamp.boot_id.is_some(), "the boot ID is known");
     // As if the balances had been saved this many seconds earlier.
@@ -116,7 +104,7 @@ fn balance_ages_by_boot_time_or_after_a_reboot_by_wall_clock() {
 fn killed_daemon_restores_its_last_save() {
     let daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
-    let daemon = stop_and_restart(daemon);
+    let daemon = daemon.stop_and_restart();
     assert_eq!(spend(&daemon, "one", 3), "ALLOWED");
     let daemon = daemon.kill_and_restart();
     assert_eq!(remaining(&daemon, "one"), 6, "only charges since the last save are lost");
@@ -138,7 +126,7 @@ fn restarts_without_requests_lose_no_balance() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
     for _ in 0..3 {
-        daemon = stop_and_restart(daemon);
+        daemon = daemon.stop_and_restart();
         assert!(saved(&daemon).is_some());
     }
     assert_eq!(remaining(&daemon, "one"), 6);
@@ -150,7 +138,7 @@ fn missing_balances_of_a_used_directory_are_reported() {
     let message = "the saved balances are missing";
     assert!(!daemon.log().contains(message), "a new directory has none: {}", daemon.log());
     assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
-    stop(&mut daemon);
+    daemon.stop();
     fs::remove_file(balances_path(&daemon)).expect("removes");
     let daemon = daemon.kill_and_restart();
     assert_eq!(remaining(&daemon, "one"), 10);
@@ -161,7 +149,7 @@ fn missing_balances_of_a_used_directory_are_reported() {
 fn damaged_file_loses_only_the_balances() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    stop(&mut daemon);
+    daemon.stop();
     let whole = fs::read(balances_path(&daemon)).expect("a file");
     let changed = |at: usize, to: u8| {
         let mut bytes = whole.clone();
@@ -174,6 +162,10 @@ fn damaged_file_loses_only_the_balances() {
         (Vec::new(), "it ends too early"),
         (changed(last, !whole[last]), ""),
         (changed(20, !whole[20]), "its checksum does not match"),
+        (
+            changed(12, 2),
+            "it is of version 2; this keyward reads version 3. It is not damaged: start the keyward that wrote it",
+        ),
         (changed(12, 9), "it is of version 9; this keyward reads version 3"),
         (b"key_hash,key_id\n".to_vec(), "it is not a file of saved balances"),
         ([&*whole, b"\n"].concat(), "there is something after its end"),
@@ -188,9 +180,9 @@ fn damaged_file_loses_only_the_balances() {
             daemon.assert_logged(part);
         }
         assert_eq!(fs::read(&aside).expect("the damaged one"), bytes, "{reason}: kept for diagnosis");
-        daemon = stop_and_restart(daemon);
+        daemon = daemon.stop_and_restart();
         assert_eq!(remaining(&daemon, "one"), 0, "{reason}: saved again");
-        stop(&mut daemon);
+        daemon.stop();
     }
 }
 
@@ -199,7 +191,7 @@ fn damaged_file_loses_only_the_balances() {
 fn file_of_any_length_is_not_read_as_a_whole() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    stop(&mut daemon);
+    daemon.stop();
     let whole = fs::read(balances_path(&daemon)).expect("a file");
     for begin in [0, whole.len()] {
         fs::write(balances_path(&daemon), &whole[..begin]).expect("writes");
@@ -217,7 +209,7 @@ fn file_of_any_length_is_not_read_as_a_whole() {
 fn file_that_cannot_be_read_prevents_the_start() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    stop(&mut daemon);
+    daemon.stop();
     let (path, moved) = (balances_path(&daemon), daemon.setup.path("moved"));
     fs::rename(&path, &moved).expect("moved");
     // A loop of links: reading it is an error of the system, also for root.
@@ -239,7 +231,7 @@ fn directory_in_place_of_the_file_is_moved_aside() {
     let daemon = daemon.kill_and_restart();
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
     daemon.assert_logged("cannot be used");
-    let daemon = stop_and_restart(daemon);
+    let daemon = daemon.stop_and_restart();
     assert_eq!(remaining(&daemon, "one"), 0);
 }
 
@@ -247,9 +239,9 @@ fn directory_in_place_of_the_file_is_moved_aside() {
 fn key_absent_over_a_restart_is_not_refilled() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    stop(&mut daemon);
+    daemon.stop();
     replace_export(&daemon.setup.source(), Export::new([slow("two")]));
-    let daemon = stop_and_restart(daemon.kill_and_restart());
+    let daemon = daemon.kill_and_restart().stop_and_restart();
     assert_eq!(daemon.verdict("one"), "UNKNOWN_KEY");
     daemon.publish(Export::new([slow("two"), row("one").limits("864/d burst 20")]));
     assert_eq!(remaining(&daemon, "one"), 0, "another rate does not refill it either");
@@ -260,9 +252,9 @@ fn key_absent_over_a_restart_is_not_refilled() {
 fn balances_survive_a_start_with_a_broken_source() {
     let mut daemon = start("state.save_interval = '1h'\nstate.keep_snapshot = false");
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    stop(&mut daemon);
+    daemon.stop();
     daemon.spoil_source();
-    let daemon = stop_and_restart(daemon.kill_and_restart());
+    let daemon = daemon.kill_and_restart().stop_and_restart();
     assert_eq!(daemon.verdict("one"), "NOT_READY");
     daemon.publish(Export::new([slow("one")]));
     assert_eq!(remaining(&daemon, "one"), 0);
@@ -274,7 +266,7 @@ fn owner_balance_survives_a_restart() {
     let export = |keys: [&str; 2]| Export::new(keys.map(|key| row(key).owner("acme").plan("team")));
     let mut daemon = Setup::new(export(["one", "two"])).config(SAVE_AT_SHUTDOWN).config(plan).start();
     assert_eq!(spend(&daemon, "one", 6), "ALLOWED");
-    stop(&mut daemon);
+    daemon.stop();
     // Neither removing a key nor adding one refills the bucket of the owner.
     replace_export(&daemon.setup.source(), export(["two", "three"]));
     let daemon = daemon.kill_and_restart();

@@ -6,7 +6,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::support::serve_process::ServeProcess;
 use crate::support::{Daemon, Export, Row, Setup, keyward, replace_export, row, run};
 use keyward_client::{Debit, Decision, Refund, Request};
-use rustix::process::Signal;
 
 /// Limits that do not refill during a test.
 const GATEWAY: &str = "requests=1000/d;tokens=10000/d overdraft 500;credits=100";
@@ -34,11 +33,6 @@ fn amounts(decision: &Decision) -> Vec<(String, u32, i64)> {
 
 fn expected(amounts: &[(&str, u32, i64)]) -> Vec<(String, u32, i64)> {
     amounts.iter().map(|(name, charged, balance)| ((*name).to_owned(), *charged, *balance)).collect()
-}
-
-fn stop(daemon: &mut Daemon) {
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
 }
 
 #[test]
@@ -141,13 +135,13 @@ fn credits_are_refilled_by_a_larger_grant_only() {
     daemon.publish(Export::new([row("b")]));
     daemon.publish(Export::new([with_credits("a", 100), row("b")]));
     assert_eq!(credits(&daemon, "a"), 30, "absent in between");
-    stop(&mut daemon);
+    daemon.stop();
     let mut daemon = daemon.kill_and_restart();
     assert_eq!(credits(&daemon, "a"), 30, "restarted in between");
-    stop(&mut daemon);
+    daemon.stop();
     replace_export(&daemon.setup.source(), Export::new([row("b")]));
     let mut daemon = daemon.kill_and_restart();
-    stop(&mut daemon);
+    daemon.stop();
     replace_export(&daemon.setup.source(), Export::new([with_credits("a", 100), row("b")]));
     let daemon = daemon.kill_and_restart();
     assert_eq!(credits(&daemon, "a"), 30, "absent over a restart");
@@ -185,7 +179,7 @@ fn calendar_quota_admits_its_count_and_survives_a_restart() {
         "another period refills nothing"
     );
     daemon.publish(Export::new([row("a").limits("monthly=5/month")]));
-    stop(&mut daemon);
+    daemon.stop();
     let daemon = daemon.kill_and_restart();
     assert_eq!(amounts(&verify(&daemon, Request::new("a").cost(0)))[0].2, 1);
 }
@@ -195,7 +189,7 @@ fn lost_balances_do_not_refill_credits_quietly() {
     for damage in [false, true] {
         let mut daemon = start([with_credits("a", 100), row("b").limits("5/d")]);
         assert!(verify(&daemon, Request::new("a").cost(70)).is_allowed());
-        stop(&mut daemon);
+        daemon.stop();
         let balances = daemon.setup.path("balances");
         if damage {
             fs::write(&balances, "damaged").expect("writes");
@@ -213,11 +207,11 @@ fn lost_balances_do_not_refill_credits_quietly() {
         assert_eq!(daemon.verdict("a"), "NOT_READY", "{}", daemon.log());
         daemon.assert_logged("what was spent of them is lost");
         let mut daemon = daemon;
-        stop(&mut daemon);
+        daemon.stop();
         // Still lost at the next start.
         let mut daemon = daemon.kill_and_restart();
         assert_eq!(daemon.verdict("a"), "NOT_READY", "{}", daemon.log());
-        stop(&mut daemon);
+        daemon.stop();
         let mut accept = keyward();
         accept.args(["state", "accept", "lost-balances", "--state-dir"]).arg(&state_dir);
         assert_eq!(run(&mut accept).code, Some(0));
@@ -225,15 +219,38 @@ fn lost_balances_do_not_refill_credits_quietly() {
         assert_eq!(credits(&daemon, "a"), 100, "an operator has accepted it");
         assert_eq!(daemon.setup.audit_events("lost_balances_accepted").len(), 1);
         assert!(verify(&daemon, Request::new("a").cost(10)).is_allowed());
-        stop(&mut daemon);
+        daemon.stop();
         let daemon = daemon.kill_and_restart();
         assert_eq!(credits(&daemon, "a"), 90);
     }
     // Token buckets refill anyway.
     let mut daemon = start([row("b").limits("5/d")]);
-    stop(&mut daemon);
+    daemon.stop();
     fs::remove_file(daemon.setup.path("balances")).expect("removes");
     assert_eq!(daemon.kill_and_restart().verdict("b"), "ALLOWED");
+}
+
+/// A disk that is not mounted yet, say. The daemon has not saved anything meanwhile.
+#[test]
+fn balances_that_are_back_at_the_next_start_are_not_lost() {
+    let mut daemon = start([with_credits("a", 100)]);
+    assert!(verify(&daemon, Request::new("a").cost(70)).is_allowed());
+    daemon.stop();
+    let [balances, away, record] = ["balances", "away", "lost_balances"].map(|name| daemon.setup.path(name));
+    fs::rename(&balances, &away).expect("renames");
+    for kill in [false, true] {
+        let mut unmounted = daemon.kill_and_restart();
+        assert_eq!(unmounted.verdict("a"), "NOT_READY", "{}", unmounted.log());
+        if kill {
+            unmounted.kill();
+        } else {
+            unmounted.stop();
+        }
+        assert!(!balances.exists() && !record.exists());
+        daemon = unmounted;
+    }
+    fs::rename(&away, &balances).expect("renames");
+    assert_eq!(credits(&daemon.kill_and_restart(), "a"), 30);
 }
 
 /// Neither a source without credits nor an acceptance of the source accepts a loss of balances.
@@ -242,7 +259,7 @@ fn loss_of_balances_is_remembered_until_an_operator_accepts_it() {
     let with = || Export::new([with_credits("a", 100), row("b").limits("5/d")]);
     let mut daemon = start([with_credits("a", 100), row("b").limits("5/d")]);
     assert!(verify(&daemon, Request::new("a").cost(70)).is_allowed());
-    stop(&mut daemon);
+    daemon.stop();
     fs::remove_file(daemon.setup.path("balances")).expect("removes");
     replace_export(&daemon.setup.source(), Export::new([row("b").limits("5/d")]));
     let mut daemon = daemon.kill_and_restart();
@@ -251,11 +268,11 @@ fn loss_of_balances_is_remembered_until_an_operator_accepts_it() {
     assert!(refused.contains("what was spent of them is lost"), "{refused}");
 
     // Other balances have been saved since.
-    stop(&mut daemon);
+    daemon.stop();
     assert!(daemon.setup.path("balances").exists() && daemon.setup.path("lost_balances").exists());
     let mut daemon = daemon.kill_and_restart();
     assert_ne!(daemon.verdict("a"), "ALLOWED", "{}", daemon.log());
-    stop(&mut daemon);
+    daemon.stop();
     let mut accept = keyward();
     accept.args(["state", "accept", "source", "--state-dir"]).arg(daemon.setup.dir.path());
     assert_eq!(run(&mut accept).code, Some(0));
@@ -270,7 +287,7 @@ fn loss_of_balances_is_remembered_until_an_operator_accepts_it() {
     assert_eq!(daemon.setup.audit_events("lost_balances_accepted").len(), 1);
     assert!(verify(&daemon, Request::new("a").cost(10)).is_allowed());
     let mut daemon = daemon;
-    stop(&mut daemon);
+    daemon.stop();
     assert!(!daemon.setup.path("lost_balances").exists());
     assert_eq!(credits(&daemon.kill_and_restart(), "a"), 90);
 }

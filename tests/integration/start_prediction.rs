@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -95,6 +96,54 @@ fn damaged_list_of_revocations_is_predicted() {
     assert!(output.stderr.contains("has accepted the loss of revocations"), "{output:?}");
     let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
+}
+
+/// The target of the link may be on a disk that is not mounted.
+#[test]
+fn link_in_place_of_the_balances_is_predicted() {
+    let mut daemon = Setup::text(export()).start();
+    daemon.kill();
+    let balances = daemon.setup.path("balances");
+    for target in ["not mounted", "usage.jsonl"] {
+        fs::remove_file(&balances).expect("removes");
+        symlink(target, &balances).expect("a link");
+        let output = check(&daemon.setup, &[]);
+        assert_eq!(output.code, Some(1), "{output:?}");
+        let predicted =
+            output.stderr.lines().find_map(|line| line.strip_prefix("keyward: a start would fail: "));
+        let predicted = predicted.unwrap_or_else(|| panic!("{output:?}"));
+        assert!(predicted.contains("balances: cannot read it"), "{output:?}");
+        let (code, failed) = start_fails(daemon);
+        daemon = failed;
+        assert_eq!(code, Some(1));
+        assert!(daemon.log().contains(predicted), "{}", daemon.log());
+        assert!(balances.is_symlink(), "nothing has replaced it");
+    }
+}
+
+/// The list of revocations is the only file that is older than the balances. Once a command has
+/// changed it, balances have been there as well.
+#[test]
+fn balances_missing_beside_a_changed_list_of_revocations_are_lost() {
+    let limited = Export::new((0..4).map(|number| row(format!("k{number}")).limits("5 credits")));
+    for revoke in [false, true] {
+        let mut daemon = Setup::text(limited.clone()).start();
+        if revoke {
+            assert_eq!(daemon.run_keyward(&["revoke", "k0"]).code, Some(0));
+        }
+        daemon.kill();
+        for (name, ..) in files(daemon.setup.dir.path()) {
+            let name = name.to_string_lossy();
+            let is_state = ["balances", "audit", "usage", "last_good", "accepted_source", "generation"];
+            if is_state.iter().any(|prefix| name.starts_with(prefix)) {
+                fs::remove_file(daemon.setup.path(&name)).expect("removes");
+            }
+        }
+        let output = check(&daemon.setup, &[]);
+        assert_eq!(output.stderr.contains("the saved balances are missing"), revoke, "{output:?}");
+        let daemon = daemon.kill_and_restart();
+        assert_eq!(daemon.verdict("k1"), if revoke { "NOT_READY" } else { "ALLOWED" }, "{}", daemon.log());
+    }
 }
 
 /// Whether a check predicts that a start refuses the source, and whether the next start does. The

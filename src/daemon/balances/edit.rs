@@ -45,7 +45,8 @@ impl BalanceSource {
     }
 
     /// Makes the limits of the key `key_id` unspent, or only the one of the name `limit`. An owner's limit
-    /// is reset for all keys of the owner. Later requests see it, and the next save contains it.
+    /// is reset for all keys of the owner that have it as the same kind, under all its rules. Later
+    /// requests see it, and the next save contains it.
     ///
     /// # Errors
     /// See [`BalanceError`].

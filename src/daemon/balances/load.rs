@@ -6,9 +6,10 @@
 //! served from it: the first start writes the file before any other file but the list of
 //! revocations.
 //!
-//! Keys without such limits are served meanwhile, and their balances saved. The file
-//! [`LOSS_FILE`] tells later starts that the loss has not been accepted, although there is a file of
-//! balances again.
+//! Keys without such limits are served meanwhile, and their balances saved. The file [`LOSS_FILE`]
+//! then tells later starts that the loss has not been accepted, although there is a file of balances
+//! again. The first save over the loss writes it, and no start does: if the file of balances is back
+//! at the next start (it was on a disk that was not mounted), nothing has been lost.
 
 use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -72,7 +73,7 @@ impl LoadedBalances {
     /// operator has accepted it.
     pub fn pending_loss(&self) -> PendingLoss {
         let loss = self.loss.clone().filter(|_| self.accepted.is_none());
-        PendingLoss { loss: Arc::new(Mutex::new(loss)), is_recorded: self.is_recorded }
+        PendingLoss(Arc::new(Mutex::new(loss)))
     }
 
     pub(super) fn has_loss_file(&self) -> bool {
@@ -87,68 +88,87 @@ impl LoadedBalances {
 
 /// A loss that no operator has accepted yet, shared by the threads that reload and that save.
 #[derive(Clone, Debug, Default)]
-pub struct PendingLoss {
-    loss: Arc<Mutex<Option<BalanceLoss>>>,
-    is_recorded: bool,
-}
+pub struct PendingLoss(Arc<Mutex<Option<BalanceLoss>>>);
 
 impl PendingLoss {
     /// The loss, if there is one.
     pub fn get(&self) -> Option<BalanceLoss> {
-        self.loss.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether there is one.
     pub(super) fn is_pending(&self) -> bool {
-        self.loss.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// Whether nothing may be saved: without [`LOSS_FILE`], a file of balances would hide the loss
-    /// from the next start.
-    pub(super) fn prevents_saving(&self) -> bool {
-        !self.is_recorded && self.is_pending()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// An operator has accepted the loss.
     pub fn accept(&self) {
-        *self.loss.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
 /// Reads the balances in `directory`. Call it after the list of revocations has been read, and before
 /// any other file of the directory is created: it creates the first file of a new directory.
+/// `has_served`: whether that list shows that a daemon has served from the directory.
 ///
 /// # Errors
 /// When the file exists and cannot be read.
-pub fn load(directory: &StateDir) -> Result<LoadedBalances, FileError> {
+pub fn load(directory: &StateDir, has_served: bool) -> Result<LoadedBalances, FileError> {
     let accepted = directory.take_acceptance(Acceptance::LostBalances)?;
-    let path = directory.path(FILE);
-    let (saved, loss) = match read(&path)? {
-        Found::Balances(saved) => (Some(saved), None),
-        Found::Damaged(problem) => {
-            let renamed = set_aside(&path, &directory.path(DAMAGED));
-            (None, Some(BalanceLoss::Damaged { path, problem, renamed }))
+    let mut found = FoundBalances::read(&directory.path(""), has_served)?;
+    match &mut found {
+        FoundBalances { loss: Some(BalanceLoss::Damaged { path, renamed, .. }), .. } => {
+            *renamed = set_aside(path, &directory.path(DAMAGED));
         }
-        Found::Nothing if directory.first_state_file().is_some() => {
-            (None, Some(BalanceLoss::Missing { path }))
-        }
-        Found::Nothing => {
-            write_first(directory, &path);
-            (None, None)
-        }
-    };
-    let mut is_recorded = exists(&directory.path(LOSS_FILE));
-    let loss = loss.or(is_recorded.then(|| BalanceLoss::Earlier { path: directory.path(LOSS_FILE) }));
+        FoundBalances { saved: None, loss: None, .. } => write_first(directory),
+        FoundBalances { .. } => {}
+    }
+    let FoundBalances { saved, loss, is_recorded } = found;
     if let Some(loss) = &loss {
         error!(loss = loss.to_string(), "saved balances are lost: buckets began full");
-        match accepted {
-            Some(AcceptanceRecord { by_uid, at }) => {
-                warn!(by_uid, %at, "a loss of balances has been accepted: calendar quotas and credits begin unspent");
-            }
-            None => is_recorded = is_recorded || record_loss(directory, loss),
+        if let Some(AcceptanceRecord { by_uid, at }) = accepted {
+            warn!(by_uid, %at, "a loss of balances has been accepted: calendar quotas and credits begin unspent");
         }
     }
     Ok(LoadedBalances { saved, loss, accepted, is_recorded })
+}
+
+/// The loss that the next start in `directory` would find and no operator has accepted. Changes no
+/// file. `has_served` is as in [`load`].
+///
+/// # Errors
+/// When the file exists and cannot be read, so a start would fail.
+pub fn preview(directory: &Path, has_served: bool) -> Result<Option<BalanceLoss>, FileError> {
+    let loss = FoundBalances::read(directory, has_served)?.loss;
+    Ok(loss.filter(|_| !state::is_accepted(directory, Acceptance::LostBalances)))
+}
+
+/// What a start finds in a state directory.
+struct FoundBalances {
+    saved: Option<SavedBalances>,
+    loss: Option<BalanceLoss>,
+    /// Whether [`LOSS_FILE`] exists.
+    is_recorded: bool,
+}
+
+impl FoundBalances {
+    fn read(directory: &Path, has_served: bool) -> Result<Self, FileError> {
+        let [path, record] = [FILE, LOSS_FILE].map(|name| directory.join(name));
+        // A damaged file may have been empty, and an empty file is not counted.
+        let has_served =
+            || has_served || state::first_state_file(directory).is_some() || exists(&directory.join(DAMAGED));
+        let (saved, loss) = match read(&path)? {
+            Content::Balances(saved) => (Some(saved), None),
+            Content::Unusable(problem) => {
+                let renamed = format!("a start renames it to {DAMAGED}");
+                (None, Some(BalanceLoss::Damaged { path, problem, renamed }))
+            }
+            Content::Nothing => (None, has_served().then_some(BalanceLoss::Missing { path })),
+        };
+        let is_recorded = exists(&record);
+        let loss = loss.or_else(|| is_recorded.then_some(BalanceLoss::Earlier { path: record }));
+        Ok(Self { saved, loss, is_recorded })
+    }
 }
 
 /// Whether there is a file at `path`, or that cannot be determined.
@@ -156,15 +176,12 @@ fn exists(path: &Path) -> bool {
     path.symlink_metadata().map_or_else(|error| error.kind() != io::ErrorKind::NotFound, |_| true)
 }
 
-/// Creates [`LOSS_FILE`]. Returns whether that was possible.
-fn record_loss(directory: &StateDir, loss: &BalanceLoss) -> bool {
-    let written = state::replace(&directory.path(LOSS_FILE), |file| writeln!(file, "{loss}"));
-    match &written {
-        Ok(()) => directory.health().written(LOSS_FILE),
-        // Until an operator decides, no balances are saved. The next start finds the loss again.
-        Err(error) => directory.health().failed(LOSS_FILE, error),
-    }
-    written.is_ok()
+/// Creates [`LOSS_FILE`], before balances are saved over the loss.
+///
+/// # Errors
+/// When that fails. Then nothing may be saved: it would hide the loss from the next start.
+pub(super) fn record_loss(directory: &StateDir, loss: &BalanceLoss) -> Result<(), FileError> {
+    state::replace(&directory.path(LOSS_FILE), |file| writeln!(file, "{loss}"))
 }
 
 /// Removes [`LOSS_FILE`]: an operator has accepted the loss, and balances have been saved since.
@@ -182,44 +199,30 @@ pub(super) fn forget_loss(directory: &StateDir) -> Result<(), FileError> {
     }
 }
 
-/// The loss that the next start in `directory` would find and no operator has accepted. Changes no
-/// file.
-///
-/// # Errors
-/// When the file exists and cannot be read.
-pub fn preview(directory: &Path) -> Result<Option<BalanceLoss>, FileError> {
-    let path = directory.join(FILE);
-    let loss = match read(&path)? {
-        Found::Balances(_) => None,
-        Found::Damaged(problem) => {
-            let renamed = format!("a start renames it to {DAMAGED}");
-            Some(BalanceLoss::Damaged { path, problem, renamed })
-        }
-        Found::Nothing => state::first_state_file(directory).map(|_| BalanceLoss::Missing { path }),
-    };
-    let earlier = directory.join(LOSS_FILE);
-    let loss = loss.or_else(|| exists(&earlier).then_some(BalanceLoss::Earlier { path: earlier }));
-    Ok(loss.filter(|_| !state::is_accepted(directory, Acceptance::LostBalances)))
-}
-
-enum Found {
+/// What the file has.
+enum Content {
     Balances(SavedBalances),
-    Damaged(String),
+    /// Why it cannot be used.
+    Unusable(String),
     Nothing,
 }
 
-fn read(path: &Path) -> Result<Found, FileError> {
+fn read(path: &Path) -> Result<Content, FileError> {
     let unreadable = |error| FileError { path: path.to_owned(), action: "read it", error };
     match state::open_to_read(path) {
         // Decoded while it is read: a file that is damaged may have any length.
         Ok(file) => match decode(&mut BufReader::with_capacity(READ_BYTES, file)) {
-            Ok(saved) => Ok(Found::Balances(saved)),
+            Ok(saved) => Ok(Content::Balances(saved)),
             Err(DecodeError::Io(error)) => Err(unreadable(error)),
-            Err(error) => Ok(Found::Damaged(error.to_string())),
+            Err(error @ DecodeError::Version(_)) => Ok(Content::Unusable(format!(
+                "{error}. It is not damaged: start the keyward that wrote it, with the file under its own name ({FILE}), \
+                 or accept that these balances are lost"
+            ))),
+            Err(error) => Ok(Content::Unusable(error.to_string())),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Content::Nothing),
         // It is not a regular file, so it holds no balances.
-        Err(error) if error.kind() == io::ErrorKind::Other => Ok(Found::Damaged(error.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::Other => Ok(Content::Unusable(error.to_string())),
         Err(error) => Err(unreadable(error)),
     }
 }
@@ -233,9 +236,9 @@ fn set_aside(path: &Path, aside: &Path) -> String {
 }
 
 /// Writes an empty file, which shows later that no balances have been lost.
-fn write_first(directory: &StateDir, path: &Path) {
+fn write_first(directory: &StateDir) {
     let never = ClockReading { boot_id: None, boottime: 0, boottime_offset: None, realtime: 0 };
-    match state::replace(path, |file| encode(&never, 0, std::iter::empty(), file)) {
+    match state::replace(&directory.path(FILE), |file| encode(&never, 0, std::iter::empty(), file)) {
         Ok(()) => directory.health().written(FILE),
         // It is written again with the first save.
         Err(error) => directory.health().failed(FILE, &error),
@@ -252,7 +255,7 @@ mod tests {
     /// Loads as a start does, and returns whether a loss is pending, and whether one was accepted.
     fn load_once(directory: &Path) -> (bool, bool) {
         let state = StateDir::open(directory, true).expect("opens").expect("there is one");
-        let loaded = load(&state).expect("reads");
+        let loaded = load(&state, false).expect("reads");
         (loaded.pending_loss().is_pending(), loaded.accepted_loss().is_some())
     }
 
@@ -278,15 +281,44 @@ mod tests {
         assert_eq!(fs::read_to_string(path.join(DAMAGED)).expect("reads"), "damaged");
     }
 
+    /// The file is on a disk that is mounted late.
     #[test]
-    fn nothing_is_saved_over_a_loss_that_cannot_be_recorded() {
+    fn missing_file_that_is_back_at_the_next_start_is_no_loss() {
         let directory = tempfile::tempdir().expect("a directory");
-        fs::write(directory.path().join("usage.jsonl"), "x").expect("writes");
-        fs::create_dir(directory.path().join(format!("{LOSS_FILE}.new"))).expect("creates an obstacle");
+        let path = directory.path();
+        assert_eq!(load_once(path), (false, false), "a new directory");
+        fs::write(path.join("usage.jsonl"), "x").expect("writes");
+        fs::rename(path.join(FILE), path.join("away")).expect("renames");
+        assert_eq!(load_once(path), (true, false));
+        assert_eq!(load_once(path), (true, false), "it is still missing");
+        fs::rename(path.join("away"), path.join(FILE)).expect("renames");
+        assert_eq!(load_once(path), (false, false));
+    }
+
+    /// Whatever the start finds next: the damaged file has been renamed.
+    #[test]
+    fn damaged_file_is_a_loss_at_every_start() {
+        for content in ["damaged", ""] {
+            let directory = tempfile::tempdir().expect("a directory");
+            fs::write(directory.path().join(FILE), content).expect("writes");
+            for _ in 0..3 {
+                assert_eq!(load_once(directory.path()), (true, false), "{content:?}");
+                assert!(!directory.path().join(FILE).exists() && directory.path().join(DAMAGED).exists());
+            }
+        }
+    }
+
+    /// The list of revocations is older than the file of balances only in a directory of which a
+    /// first start has not got further.
+    #[test]
+    fn list_of_revocations_that_has_changed_shows_that_balances_are_lost() {
+        let directory = tempfile::tempdir().expect("a directory");
         let state = StateDir::open(directory.path(), true).expect("opens").expect("there is one");
-        let pending = load(&state).expect("reads").pending_loss();
-        assert!(pending.is_pending() && pending.prevents_saving());
-        pending.accept();
-        assert!(!pending.prevents_saving());
+        assert_eq!(preview(directory.path(), false).expect("reads"), None);
+        assert!(preview(directory.path(), true).expect("reads").is_some());
+        assert!(load(&state, true).expect("reads").pending_loss().is_pending());
+        assert!(!directory.path().join(FILE).exists());
+        assert!(!load(&state, false).expect("reads").pending_loss().is_pending());
+        assert!(directory.path().join(FILE).exists());
     }
 }

@@ -73,7 +73,7 @@ pub struct BalanceSource {
     pub snapshots: SnapshotReader,
     /// The clock that the buckets are charged by.
     pub clock: Clock,
-    /// A loss that has to be accepted before anything is saved.
+    /// A loss that is recorded before anything is saved over it, unless it has been accepted.
     pub pending_loss: PendingLoss,
 }
 
@@ -93,16 +93,7 @@ impl BalanceSaver {
             return Ok(Self { stop: None });
         };
         let path = directory.path(FILE);
-        let mut saver = SaverThread {
-            directory,
-            source,
-            boot_id: boot_id(),
-            boottime_offset: boottime_offset(),
-            last_saves: [Version::default(); 2],
-            has_failed: false,
-            may_have_loss_file: loaded.has_loss_file(),
-        };
-        saver.restore(loaded.saved);
+        let mut saver = SaverThread::new(directory, loaded, source);
         let (stop, stops) = sync_channel(1);
         let thread = thread::Builder::new().name("balances".into());
         match thread.spawn(move || saver.run(interval, &stops)) {
@@ -150,6 +141,21 @@ struct Version {
 }
 
 impl SaverThread {
+    /// Restores the balances.
+    fn new(directory: Arc<StateDir>, loaded: LoadedBalances, source: BalanceSource) -> Self {
+        let mut saver = Self {
+            directory,
+            source,
+            boot_id: boot_id(),
+            boottime_offset: boottime_offset(),
+            last_saves: [Version::default(); 2],
+            has_failed: false,
+            may_have_loss_file: loaded.has_loss_file(),
+        };
+        saver.restore(loaded.saved);
+        saver
+    }
+
     fn run(&mut self, interval: Duration, stops: &Receiver<oneshot::Sender<()>>) {
         if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
             debug!(%error, "balances are saved at the priority of the workers");
@@ -160,7 +166,7 @@ impl SaverThread {
                 Err(RecvTimeoutError::Timeout) => self.save_if_due(),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Ok(reply) => {
-                    self.save();
+                    self.save_last();
                     // The caller may have given up waiting.
                     let _ = reply.send(());
                     return;
@@ -178,6 +184,16 @@ impl SaverThread {
         }
     }
 
+    /// Saves when the daemon stops. Over a loss it saves only what has changed: the lost file may be
+    /// back at the next start.
+    fn save_last(&mut self) {
+        if self.source.pending_loss.is_pending() {
+            self.save_if_due();
+        } else {
+            self.save();
+        }
+    }
+
     fn version(&self) -> Version {
         Version {
             latest_time: self.source.limiter.latest_time(),
@@ -191,7 +207,7 @@ impl SaverThread {
     }
 
     fn save(&mut self) {
-        if self.source.pending_loss.prevents_saving() {
+        if !self.record_pending_loss() {
             return;
         }
         // Read before the scan: charges during the scan are saved the next time.
@@ -208,6 +224,27 @@ impl SaverThread {
             // A restart continues from the previous save.
             Err(error) => self.directory.health().failed(FILE, &error),
         }
+    }
+
+    /// Records a pending loss before the first save over it. Returns whether balances may be saved.
+    fn record_pending_loss(&mut self) -> bool {
+        if self.may_have_loss_file {
+            return true;
+        }
+        let Some(loss) = self.source.pending_loss.get() else { return true };
+        let recorded = load::record_loss(&self.directory, &loss);
+        match &recorded {
+            Ok(()) => {
+                self.may_have_loss_file = true;
+                self.directory.health().written(LOSS_FILE);
+            }
+            Err(error) => {
+                // The next save tries again.
+                self.has_failed = true;
+                self.directory.health().failed(LOSS_FILE, error);
+            }
+        }
+        recorded.is_ok()
     }
 
     /// Removes the record of a loss that has been accepted, once.
@@ -272,9 +309,67 @@ impl SaverThread {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
     use crate::publish::Publisher;
     use keyward_state::disk::trace::{Call, Trace};
+
+    fn source(pending_loss: PendingLoss) -> BalanceSource {
+        BalanceSource {
+            limiter: Arc::new(Limiter::new()),
+            allocator: Arc::default(),
+            snapshots: Publisher::new(1).0.reader(),
+            clock: Clock::new(),
+            pending_loss,
+        }
+    }
+
+    /// Starts in a directory that has been used and has lost its balances, up to the first save.
+    fn start_after_loss(directory: &Path) -> SaverThread {
+        fs::write(directory.join("usage.jsonl"), "x").expect("writes");
+        let state = StateDir::open(directory, true).expect("opens").expect("there is one");
+        let loaded = load(&state, false).expect("reads");
+        let pending = loaded.pending_loss();
+        assert!(pending.is_pending());
+        SaverThread::new(Arc::new(state), loaded, source(pending))
+    }
+
+    #[test]
+    fn loss_is_recorded_before_balances_are_saved_over_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [file, record] = [FILE, LOSS_FILE].map(|name| directory.path().join(name));
+        let mut saver = start_after_loss(directory.path());
+        assert!(!record.exists(), "a start records nothing");
+        let obstacle = directory.path().join(format!("{LOSS_FILE}.new"));
+        fs::create_dir(&obstacle).expect("creates");
+        saver.save();
+        assert!(saver.has_failed && !file.exists(), "nothing is saved over a loss that is not recorded");
+
+        fs::remove_dir(&obstacle).expect("removes");
+        let trace = Trace::of(directory.path());
+        saver.save();
+        let is_rename = |call: &Call, to: &Path| matches!(call, Call::Rename(_, path) if path == to);
+        let calls = trace.calls();
+        let position = |to: &Path| calls.iter().position(|call| is_rename(call, to)).expect("renamed");
+        assert!(position(&record) < position(&file), "{calls:?}");
+        assert_eq!(trace.volatile(), [""; 0]);
+        drop(trace);
+
+        saver.source.pending_loss.accept();
+        saver.save();
+        assert!(!record.exists() && file.exists());
+    }
+
+    #[test]
+    fn nothing_is_recorded_of_a_loss_that_has_been_accepted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut saver = start_after_loss(directory.path());
+        saver.source.pending_loss.accept();
+        saver.save();
+        assert!(directory.path().join(FILE).exists() && !directory.path().join(LOSS_FILE).exists());
+    }
 
     #[tokio::test]
     async fn last_save_is_durable_once_stop_returns() {
@@ -282,20 +377,9 @@ mod tests {
         let state = StateDir::open(directory.path(), true).expect("the directory opens").map(Arc::new);
         for _ in 0..2 {
             let trace = Trace::of(directory.path());
-            let source = BalanceSource {
-                limiter: Arc::new(Limiter::new()),
-                allocator: Arc::default(),
-                snapshots: Publisher::new(1).0.reader(),
-                clock: Clock::new(),
-                pending_loss: PendingLoss::default(),
-            };
-            let saver = BalanceSaver::start(
-                state.clone(),
-                LoadedBalances::default(),
-                Duration::from_secs(3600),
-                source,
-            )
-            .expect("the thread starts");
+            let (loaded, interval) = (LoadedBalances::default(), Duration::from_secs(3600));
+            let saver = BalanceSaver::start(state.clone(), loaded, interval, source(PendingLoss::default()));
+            let saver = saver.expect("the thread starts");
             saver.stop().await;
             let (file, new) = (directory.path().join(FILE), directory.path().join("balances.new"));
             assert_eq!(trace.calls().iter().filter(|call| **call == Call::Sync(new.clone())).count(), 1);
@@ -316,21 +400,15 @@ mod tests {
             calendar,
             limits: Vec::new(),
         });
-        let limiter = Arc::new(Limiter::new());
-        let source = BalanceSource {
-            limiter: Arc::clone(&limiter),
-            allocator: Arc::default(),
-            snapshots: Publisher::new(1).0.reader(),
-            clock: Clock::new(),
-            pending_loss: PendingLoss::default(),
-        };
+        let source = source(PendingLoss::default());
+        let limiter = Arc::clone(&source.limiter);
         let saver =
             BalanceSaver::start(state, loaded, Duration::from_secs(3600), source).expect("the thread starts");
         assert_eq!(limiter.latest_unix(), calendar);
         saver.stop().await;
         let state =
             StateDir::open(directory.path(), true).expect("the directory opens").expect("there is one");
-        let saved = load(&state).expect("reads").saved.expect("balances");
+        let saved = load(&state, false).expect("reads").saved.expect("balances");
         assert_eq!(saved.calendar, calendar, "it is saved again");
     }
 }

@@ -159,6 +159,11 @@ impl ListFile {
         Ok(())
     }
 
+    /// Whether there has ever been a line.
+    pub(super) fn has_changed(&self) -> bool {
+        self.seq > 0
+    }
+
     /// Whether the file is as the last write left it.
     pub(super) fn is_intact(&self) -> bool {
         self.journal.is_some() && self.last_identity.is_some() && self.last_identity == identity(&self.path)

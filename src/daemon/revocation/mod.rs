@@ -140,6 +140,7 @@ pub struct LoadedList {
     list: List,
     storage: Option<(Arc<StateDir>, ListFile, Option<FileError>)>,
     accepted: Option<(AcceptanceRecord, LoadError)>,
+    has_changed: bool,
 }
 
 /// A change in force whose line is not known to be durable yet.
@@ -176,13 +177,14 @@ pub struct CommandOutcome {
 /// on.
 pub fn load(directory: Option<Arc<StateDir>>) -> Result<LoadedList, LoadError> {
     let Some(directory) = directory else {
-        return Ok(LoadedList { list: List::default(), storage: None, accepted: None });
+        return Ok(LoadedList { list: List::default(), storage: None, accepted: None, has_changed: false });
     };
     let list_file::OpenedList { file, list, accepted, unwritten } = ListFile::open(&directory)?;
+    let has_changed = file.has_changed() || accepted.is_some();
     if let Some((AcceptanceRecord { by_uid, at }, loss)) = &accepted {
         warn!(by_uid, %at, %loss, entries = list.len(), "a loss of revocations has been accepted");
     }
-    Ok(LoadedList { list, storage: Some((directory, file, unwritten)), accepted })
+    Ok(LoadedList { list, storage: Some((directory, file, unwritten)), accepted, has_changed })
 }
 
 /// Reads the list in `directory` as the next start would. Takes no lock and changes no file, so it
@@ -191,8 +193,8 @@ pub fn load(directory: Option<Arc<StateDir>>) -> Result<LoadedList, LoadError> {
 /// # Errors
 /// When a start would fail.
 pub fn preview(directory: &Path) -> Result<ListPreview, LoadError> {
-    let replay::ReplayPreview { list, accepted } = replay::preview(directory)?;
-    let list = LoadedList { list, storage: None, accepted: None };
+    let replay::ReplayPreview { list, has_changed, accepted } = replay::preview(directory)?;
+    let list = LoadedList { list, storage: None, accepted: None, has_changed };
     Ok(ListPreview { list, accepted_loss: accepted })
 }
 
@@ -211,6 +213,12 @@ impl LoadedList {
     /// Whether nothing is revoked.
     pub fn is_empty(&self) -> bool {
         self.list.len() == 0
+    }
+
+    /// Whether a command has ever changed the list, so a daemon has served from this directory. A
+    /// first start that was interrupted leaves a list that has not changed.
+    pub fn has_changed(&self) -> bool {
+        self.has_changed
     }
 
     /// The loss that an operator has accepted, if there was one, and the number of remaining
@@ -377,6 +385,12 @@ impl Revocations {
     /// The end of a reload that has not swapped its snapshot in: changes are no longer recorded.
     pub fn forget_changes(&self) {
         self.lock_commands().changed = None;
+    }
+
+    /// Whether a reload has begun to compare its keys with the list, and has not ended.
+    #[cfg(test)]
+    pub fn is_watching_changes(&self) -> bool {
+        self.lock_commands().changed.is_some()
     }
 
     /// Marks and swaps at once.

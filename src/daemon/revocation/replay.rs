@@ -115,6 +115,8 @@ pub(super) fn replay(directory: &StateDir) -> Result<Replayed, LoadError> {
 pub(super) struct ReplayPreview {
     /// The revocations that would be in force.
     pub(super) list: List,
+    /// Whether there has ever been a line.
+    pub(super) has_changed: bool,
     /// The loss that the start would accept, because an operator has accepted it.
     pub(super) accepted: Option<LoadError>,
 }
@@ -127,13 +129,13 @@ pub(super) struct ReplayPreview {
 pub(super) fn preview(directory: &Path) -> Result<ReplayPreview, LoadError> {
     let mut attempt = 1;
     loop {
-        let StoredList { parsed: ParsedList { list, problem, .. }, .. } = StoredList::read(directory)?;
+        let StoredList { parsed: ParsedList { list, seq, problem, .. }, .. } = StoredList::read(directory)?;
         match problem {
-            None => return Ok(ReplayPreview { list, accepted: None }),
+            None => return Ok(ReplayPreview { list, has_changed: seq > 0, accepted: None }),
             // A daemon that uses the directory may be replacing the files.
             Some(_) if attempt < ATTEMPTS => attempt += 1,
             Some(problem) if state::is_accepted(directory, Acceptance::LostRevocations) => {
-                return Ok(ReplayPreview { list, accepted: Some(problem) });
+                return Ok(ReplayPreview { list, has_changed: true, accepted: Some(problem) });
             }
             Some(problem) => return Err(problem),
         }

@@ -203,14 +203,15 @@ impl State {
         if let Some(used) = &directory {
             let directory = used.path("");
             let directory = directory.display();
-            if used.is_new() || used.first_state_file().is_none() {
+            if used.is_new() || !(revocations.has_changed() || used.first_state_file().is_some()) {
                 warn!(
                     %directory,
                     "the state directory is new: if there was one before, its revocations, balances and audit trail are lost"
                 );
             }
         }
-        let balances = directory.as_deref().map(balances::load).transpose()?.unwrap_or_default();
+        let load = |directory| balances::load(directory, revocations.has_changed());
+        let balances = directory.as_deref().map(load).transpose()?.unwrap_or_default();
         Ok(Self { directory, health, revocations, balances })
     }
 }

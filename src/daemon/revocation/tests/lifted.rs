@@ -29,7 +29,7 @@ fn lifted(targets: &[Target], new: &KeyTable, by_key_id: bool) -> Vec<String> {
         let record = RevocationRecord { when: current_second(), by_uid: 0, source: None, durable: true };
         list.insert(target.clone(), record, 0);
     }
-    let loaded = LoadedList { list, storage: None, accepted: None };
+    let loaded = LoadedList { list, storage: None, accepted: None, has_changed: true };
     let LiftedRevocations { count, first } =
         loaded.lifted_by(new, &table(&ROWS, |_| {}), CompareOptions { now: NOW, by_key_id });
     assert_eq!(count, first.len(), "{first:?}");

@@ -249,8 +249,33 @@ fn interrupted_first_start_is_no_loss() {
         for path in &created[..count] {
             fs::copy(path, interrupted.path().join(path.file_name().expect("a name"))).expect("copies");
         }
+        assert!(!super::super::preview(interrupted.path()).expect("reads").list.has_changed());
+        assert!(!try_open(&interrupted).expect("opens").has_changed(), "{count} files");
         assert_eq!(open(&interrupted).0.entries(), [], "{count} files");
     }
+}
+
+/// It shows that a daemon has served from the directory, even if no entry is left.
+#[test]
+fn list_of_a_daemon_that_had_a_command_has_changed() {
+    let has_changed = |directory: &TempDir| {
+        let previewed = super::super::preview(directory.path()).expect("reads").list.has_changed();
+        let opened = try_open(directory).expect("opens").has_changed();
+        assert_eq!(previewed, opened);
+        opened
+    };
+    let directory = used();
+    assert!(has_changed(&directory));
+    let (revocations, _publisher) = open(&directory);
+    for number in 0..2 {
+        revocations.unrevoke(key(number), 0).expect("lifted");
+    }
+    drop(revocations);
+    assert!(try_open(&directory).expect("opens").is_empty() && has_changed(&directory));
+
+    fs::remove_file(list(directory.path())).expect("removes");
+    accept(directory.path(), Acceptance::LostRevocations).expect("accepted");
+    assert!(has_changed(&directory), "the loss shows it");
 }
 
 /// Numbers at the end of their range neither overflow nor count as valid.

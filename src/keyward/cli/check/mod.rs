@@ -166,7 +166,7 @@ impl Check {
         } else if keys.is_empty() {
             return Ok(outcome.refused(&reload::ReloadError::Empty { path: source.path.to_path_buf() }));
         } else {
-            if let Some(loss) = outcome.start.balances(&config, &keys) {
+            if let Some(loss) = outcome.start.balances(&keys) {
                 let path = source.path.to_path_buf();
                 return Ok(outcome.refused(&reload::ReloadError::LostBalances { path, loss }));
             }

@@ -150,7 +150,7 @@ impl TextReport<'_, '_> {
                 "an operator has accepted the source for the next start: the guard is not asked then",
             )?;
         }
-        let StartPreview { failures, notes } = &outcome.start;
+        let StartPreview { failures, notes, .. } = &outcome.start;
         for failure in failures {
             self.0.note(format_args!("keyward: a start would fail: {failure}"));
         }

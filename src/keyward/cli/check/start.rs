@@ -19,6 +19,9 @@ pub(super) struct StartPreview {
     pub(super) failures: Vec<String>,
     /// What it would report, and what this user cannot tell.
     pub(super) notes: Vec<String>,
+    /// The loss of balances because of which it would not serve keys with quotas or credits.
+    #[serde(skip)]
+    balance_loss: Option<BalanceLoss>,
 }
 
 impl StartPreview {
@@ -52,11 +55,20 @@ impl StartPreview {
                 }
             }
         }
-        self.revocations(config)
+        let revocations = self.revocations(config);
+        let has_served = revocations.as_ref().is_some_and(LoadedList::has_changed);
+        match balances::preview(&config.server.state_dir, has_served) {
+            Ok(loss) => self.balance_loss = loss,
+            Err(error) if error.error.kind() == io::ErrorKind::PermissionDenied => {
+                self.notes.push(format!("whether a start has the saved balances is not known: {error}"));
+            }
+            Err(error) => self.failures.push(error.to_string()),
+        }
+        revocations
     }
 
     /// The loss of balances because of which a start would not serve `keys`.
-    pub(super) fn balances(&mut self, config: &Config, keys: &KeyTable) -> Option<BalanceLoss> {
+    pub(super) fn balances(&mut self, keys: &KeyTable) -> Option<BalanceLoss> {
         if !keys.has_counted_limits() {
             return None;
         }
@@ -64,10 +76,7 @@ impl StartPreview {
             "calendar quotas and credits are counted on each host by itself: a key that is served on two hosts can spend both"
                 .to_owned(),
         );
-        balances::preview(&config.server.state_dir).unwrap_or_else(|error| {
-            self.notes.push(format!("whether a start has the saved balances is not known: {error}"));
-            None
-        })
+        self.balance_loss.clone()
     }
 
     /// Reads the list of revocations as a start would. `None`: it would fail, or this user may not
