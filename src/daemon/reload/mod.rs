@@ -16,8 +16,8 @@
 //!    and marks revocations in the new snapshot ([`swap`]). Commands wait from the end of that to the
 //!    swap. What they have revoked since step 3 is compared like the rest, and may still refuse the
 //!    source.
-//! 5. It swaps the snapshots in the next generation, which advances the epoch
-//!    ([`publish`](crate::publish)).
+//! 5. It sets the time zone of calendar windows, and swaps the snapshots in the next generation,
+//!    which advances the epoch ([`publish`](crate::publish)).
 //! 6. It waits until every worker has passed the epoch. From then on, no answer of an older
 //!    snapshot can leave on any connection.
 //! 7. Revocations that the source has confirmed for long enough leave the list, and the slots of

@@ -67,11 +67,7 @@ impl ReloadLoop {
             let LoadedFrom::Source { loss_accepted_by: Some(by_uid), .. } = loaded_from else {
                 return Err(ReloadError::LostBalances { path: path(), loss });
             };
-            accepted_loss = Some(by_uid);
-            warn!(
-                loss = loss.to_string(),
-                "calendar quotas and credits begin unspent, because an operator forces it"
-            );
+            accepted_loss = Some((by_uid, loss));
         }
         self.reloader.revocations.generations().reserve();
         let Reloader {
@@ -106,7 +102,6 @@ impl ReloadLoop {
                 },
             )
             .map_err(|error| ReloadError::Buckets { path: path(), error })?;
-        limiter.set_time_zone(settings.global_policy.time_zone.clone());
         let stale = Stale::of(snapshot.meta().source_age(clock.now()), &settings.global_policy);
         let mut accepted = AcceptedReload {
             generation: 0,
@@ -134,13 +129,19 @@ impl ReloadLoop {
                 });
             }
         }
+        // Nothing refuses the keys from here on.
+        limiter.set_time_zone(settings.global_policy.time_zone.clone());
         let pending = allocation.commit();
         accepted.generation = swap.generation();
         snapshot.set_table_generation(accepted.generation);
         let snapshot = Arc::new(snapshot);
         let epoch = swap.finish(Arc::clone(&snapshot));
-        if let Some(by_uid) = accepted_loss {
+        if let Some((by_uid, loss)) = accepted_loss {
             pending_loss.accept();
+            warn!(
+                loss = loss.to_string(),
+                "calendar quotas and credits begin unspent, because an operator forces it"
+            );
             let at = Timestamp::from_second(clock.now().unix.into()).unwrap_or_default();
             audit.record(&audit::Event::LostBalancesAccepted { by_uid, at: at.to_string() });
         }

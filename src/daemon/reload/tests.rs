@@ -20,6 +20,7 @@ use keyward_state::disk::trace::Trace;
 use keyward_state::{Generations, Rotation, StateDir};
 
 mod retired;
+mod time_zone;
 
 /// How long a test waits for a condition.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -35,6 +36,9 @@ struct Fixture {
     runtime: tokio::runtime::Runtime,
     /// The settings of the configuration.
     configured: Arc<Mutex<Settings>>,
+    limiter: Arc<Limiter>,
+    allocator: Arc<Mutex<SlotAllocator>>,
+    revocations: Arc<Revocations>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -77,15 +81,16 @@ impl Fixture {
         let rotation = Rotation { max_file_size: 1 << 20, keep: 1 };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         let audit = Audit::open(&state, rotation).expect("opens");
+        let revocations = crate::revocation::load(None).expect("none");
+        let revocations = Revocations::start(revocations, &publisher, open(state)).expect("no thread");
+        let (revocations, limiter) = (Arc::new(revocations), Arc::new(Limiter::new()));
+        let allocator = Arc::<Mutex<SlotAllocator>>::default();
         let reloader = Reloader {
             load_config: config_loader(Arc::clone(&configured)),
-            revocations: Arc::new(
-                Revocations::start(crate::revocation::load(None).expect("none"), &publisher, open(state))
-                    .expect("no thread"),
-            ),
+            revocations: Arc::clone(&revocations),
             publisher,
-            limiter: Arc::new(Limiter::new()),
-            allocator: Arc::default(),
+            limiter: Arc::clone(&limiter),
+            allocator: Arc::clone(&allocator),
             clock: Clock::new(),
             history: History::new(&settings.source.path),
             audit,
@@ -99,7 +104,9 @@ impl Fixture {
         let (watch, _) = trigger_channel();
         let (notify_loaded, loaded) = oneshot::channel();
         let thread = thread::spawn(move || reloader.run(watch, &received, || _ = notify_loaded.send(())));
-        let fixture = Self { directory, trigger, worker: workers.remove(0), runtime, configured, thread };
+        let worker = workers.remove(0);
+        let fixture =
+            Self { directory, trigger, worker, runtime, configured, limiter, allocator, revocations, thread };
         fixture.pass(1);
         fixture.wait(loaded).expect("loaded");
         fixture
