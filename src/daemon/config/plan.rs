@@ -12,12 +12,11 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use super::text::{Text, deserialize_text};
-use keyward_engine::limiter::Rate;
-use keyward_engine::record::{Limit, MAX_NAME, Per, is_limit_name, parse_rate, parse_rule};
+use keyward_engine::limiter::{Rate, Rule};
+use keyward_engine::record::{Limit, MAX_LIMITS, MAX_NAME, Per, is_limit_name, parse_rate, parse_rule};
 
 /// The limits of a plan, in the order of the file.
 #[derive(Debug, Default)]
@@ -43,7 +42,8 @@ impl<'de> Deserialize<'de> for Plan {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plan, A::Error> {
                 let mut limits = Vec::new();
                 while let Some(LimitName(name)) = map.next_key()? {
-                    limits.push(map.next_value_seed(LimitSeed(name))?);
+                    let preceding = limits.len();
+                    limits.push(map.next_value_seed(LimitSeed { name, preceding })?);
                 }
                 Ok(Plan(limits))
             }
@@ -80,7 +80,7 @@ impl Text for RateText {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PerText(Per);
 
 impl Text for PerText {
@@ -97,24 +97,30 @@ impl Text for PerText {
 
 deserialize_text!(LimitName, RateText, PerText);
 
-/// A limit that is written as a table.
+/// A setting of a limit that is written as a table.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LimitTable {
-    limit: String,
-    #[serde(default)]
-    per: PerText,
-    #[serde(default)]
-    shadow: bool,
+#[serde(field_identifier, rename_all = "snake_case")]
+enum LimitField {
+    Limit,
+    Per,
+    Shadow,
 }
 
-/// Reads the limit with this name.
-struct LimitSeed(Box<str>);
+/// Reads a limit. All values are read at their places, so that an error has its position.
+struct LimitSeed {
+    name: Box<str>,
+    /// The number of limits of the plan that precede it.
+    preceding: usize,
+}
 
 impl LimitSeed {
-    fn limit<E: Error>(self, text: &str) -> Result<Limit, E> {
-        let rule = parse_rule(&self.0, text).map_err(E::custom)?;
-        Ok(Limit::new(self.0, rule))
+    fn check_number<E: Error>(&self) -> Result<(), E> {
+        if self.preceding < MAX_LIMITS {
+            return Ok(());
+        }
+        Err(E::custom(format_args!(
+            "is one limit too many: a plan has at most {MAX_LIMITS}, and every request is charged to each"
+        )))
     }
 }
 
@@ -137,12 +143,45 @@ impl<'de> Visitor<'de> for LimitSeed {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Limit, E> {
-        self.limit(text)
+        self.check_number()?;
+        let rule = RuleSeed(&self.name).visit_str(text)?;
+        Ok(Limit::new(self.name, rule))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Limit, A::Error> {
-        let LimitTable { limit, per: PerText(per), shadow } =
-            LimitTable::deserialize(MapAccessDeserializer::new(table))?;
-        Ok(Limit { per, shadow, ..self.limit(&limit)? })
+    fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<Limit, A::Error> {
+        self.check_number()?;
+        let (mut rule, mut per, mut shadow) = (None, Per::default(), false);
+        while let Some(field) = table.next_key()? {
+            match field {
+                LimitField::Limit => rule = Some(table.next_value_seed(RuleSeed(&self.name))?),
+                LimitField::Per => PerText(per) = table.next_value()?,
+                LimitField::Shadow => shadow = table.next_value()?,
+            }
+        }
+        let rule = rule.ok_or_else(|| A::Error::missing_field("limit"))?;
+        Ok(Limit { per, shadow, ..Limit::new(self.name, rule) })
+    }
+}
+
+/// Reads what the limit with this name admits.
+struct RuleSeed<'n>(&'n str);
+
+impl<'de> DeserializeSeed<'de> for RuleSeed<'_> {
+    type Value = Rule;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Rule, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for RuleSeed<'_> {
+    type Value = Rule;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text such as \"100/s\", \"10000/month\" or \"5000 credits\"")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Rule, E> {
+        parse_rule(self.0, text).map_err(E::custom)
     }
 }
