@@ -31,8 +31,10 @@ impl<'s> Verifier<'s> {
                     decision.verdict = outcome.verdict().ok_or(Superseded)?;
                     decision.limit_report = outcome.report().unwrap_or_default();
                     if decision.verdict.is_allowed() {
-                        decision.cost = request.cost;
-                        is_uniform = limits.charges().iter().all(|charge| charge.cost == request.cost);
+                        // Of a key without limits, what the request would have cost is counted. With
+                        // limits that are all named with 0, it is a peek.
+                        decision.cost = if limits.is_peek() { 0 } else { request.cost };
+                        is_uniform = limits.charges().iter().all(|charge| charge.cost == decision.cost);
                     }
                 }
                 Err(UnknownLimitError) => decision.verdict = Verdict::UnknownLimit,
@@ -122,6 +124,11 @@ impl<'s> LimitsOf<'s> {
 
     pub(super) fn charges(&self) -> &[Charge] {
         &self.charges[..self.count]
+    }
+
+    /// Whether there are limits, and none is to be charged.
+    fn is_peek(&self) -> bool {
+        self.count > 0 && self.charges().iter().all(|charge| charge.cost == 0)
     }
 }
 

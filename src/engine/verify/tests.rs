@@ -375,6 +375,8 @@ fn usage_has_what_each_limit_was_really_charged_debited_and_refunded() {
     };
     assert_eq!(verify(1, &[], false), allowed(1, None, None));
     assert_eq!(verify(0, &[], true), allowed(0, None, None), "a peek");
+    let all = &[("large", 0), ("small", 0), ("soft", 0)];
+    assert_eq!(verify(5, all, false), allowed(0, None, None), "a peek: every limit is named with 0");
     assert_eq!(verify(1, &[], true), allowed(1, None, None), "every limit was charged the cost");
     assert_eq!(verify(1, &[("large", 1)], false), allowed(1, None, None));
     assert_eq!(verify(0, &[("large", 2)], false), allowed(0, Some([0, 0, 2]), None));
