@@ -340,6 +340,74 @@ mod tests {
         assert_eq!(Period::from_number(PERIODS as u8), Err(UnknownPeriodError));
     }
 
+    /// Zones with changes of the clocks by half an hour or two hours, and with offsets that are no full
+    /// hours. Those of the host's database are left out if it has none.
+    fn unusual_zones() -> Vec<(&'static str, TimeZone)> {
+        let rules = [
+            ("Lord Howe", "<+1030>-10:30<+11>-11,M10.1.0,M4.1.0"),
+            ("Troll", "<+00>0<+02>-2,M3.5.0/1,M10.5.0/3"),
+            ("Kathmandu", "<+0545>-5:45"),
+            ("Monrovia", "GMT0"),
+            ("Berlin", "CET-1CEST,M3.5.0,M10.5.0/3"),
+        ];
+        let names = [
+            "Australia/Lord_Howe",
+            "Asia/Kathmandu",
+            "Africa/Monrovia",
+            "Asia/Pyongyang",
+            "Asia/Colombo",
+            "America/Caracas",
+            "America/St_Johns",
+            "Antarctica/Troll",
+            "Pacific/Chatham",
+            "Pacific/Apia",
+        ];
+        let of_rules = rules.map(|(name, rule)| (name, TimeZone::posix(rule).expect("a zone")));
+        let of_names = names.into_iter().filter_map(|name| Some((name, TimeZone::get(name).ok()?)));
+        of_rules.into_iter().chain(of_names).collect()
+    }
+
+    /// At a change of the clocks by half an hour, the hour in progress is extended by half an hour:
+    /// it neither begins anew, nor is it cut short.
+    #[test]
+    fn hours_are_granted_once_whatever_the_clocks_do() {
+        const STEP: usize = 300;
+        let moment = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let end = moment("2040-01-01T00:00:00Z");
+        for (name, zone) in unusual_zones() {
+            let changes = zone.following(moment("2000-01-01T00:00:00Z")).map(|change| change.timestamp());
+            let changes: Vec<_> = changes.take_while(|change| *change < end).collect();
+            // A zone without changes is examined at any time.
+            let changes = if changes.is_empty() { vec![moment("2026-11-30T12:00:00Z")] } else { changes };
+            for change in changes {
+                let change = u32::try_from(change.as_second()).expect("in range");
+                // Whatever the moment of the first charge.
+                for first in (change - 3 * 3_600..change + 3 * 3_600).step_by(STEP) {
+                    let calendar = Calendar::default();
+                    calendar.set_time_zone(zone.clone());
+                    let (mut word, mut grants) = (None, Vec::new());
+                    for now in (first..change + 6 * 3_600).step_by(STEP) {
+                        let window = calendar.window(Period::Hour, now);
+                        assert!(
+                            (window.start * SECONDS_PER_QUARTER..window.end).contains(&now),
+                            "{name}, {now}"
+                        );
+                        if word.is_none_or(|start| window.is_later_than(start)) {
+                            word = Some(window.start);
+                            grants.push(now);
+                        }
+                    }
+                    let mut apart = grants.windows(2).map(|pair| pair[1] - pair[0]);
+                    let since_first = apart.next().expect("several");
+                    assert!(since_first <= 5_400, "{name}: {grants:?}");
+                    let longer =
+                        apart.inspect(|apart| assert!((3_600..=5_400).contains(apart), "{name}: {grants:?}"));
+                    assert!(longer.filter(|apart| *apart > 3_600).count() <= 1, "{name}: {grants:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn window_never_goes_back() {
         let calendar = Calendar::default();
