@@ -139,7 +139,7 @@ pub struct Server {
 }
 
 /// Users and groups whose processes may send requests.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clients {
     uids: Box<[u32]>,
     gids: Box<[u32]>,
@@ -147,7 +147,7 @@ pub struct Clients {
 
 /// Users whose processes may change what a request was charged. The lists are sorted. `None`: every
 /// process that may send requests.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adjusters {
     /// Users that may send REFUND.
     pub refund_uids: Option<Box<[u32]>>,

@@ -43,7 +43,7 @@ impl Exchange {
         let mut new_bytes = received;
         loop {
             let (progress, (), output) = buffers.answer(unanswered, new_bytes, |input, output| {
-                (respond(verifier, Terms::default(), input, output, counters, usage), ())
+                (respond(verifier, Terms::UNRESTRICTED, input, output, counters, usage), ())
             });
             answers.extend_from_slice(output);
             if progress.stop != StopReason::OutputFull {

@@ -50,7 +50,7 @@ pub enum StopReason {
 }
 
 /// What holds for a connection, whatever its requests are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// What WELCOME announces; 0 means that idle connections are not closed.
     pub idle_timeout_ms: u32,
@@ -67,11 +67,15 @@ pub struct Permissions {
     pub debit: bool,
 }
 
-impl Default for Permissions {
+// No type here has a default: what is left out must not be permitted.
+impl Terms {
+    /// Everything is permitted, and idle connections are not closed.
+    pub const UNRESTRICTED: Self = Self { idle_timeout_ms: 0, permissions: Permissions::ALL };
+}
+
+impl Permissions {
     /// Everything is permitted.
-    fn default() -> Self {
-        Self { refund: true, debit: true }
-    }
+    pub const ALL: Self = Self { refund: true, debit: true };
 }
 
 /// Answers the requests at the front of `input` into `output`. Each answer and each error is

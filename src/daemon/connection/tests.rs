@@ -71,14 +71,13 @@ impl Worker {
     /// Connects as a peer with this uid.
     fn connect_as(&self, uid: u32) -> Peer {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        self.serve(ours, theirs, UidAccount::new(uid, UidQuotas::default()))
+        self.serve(ours, theirs, UidAccount::new(uid, UidQuotas::UNLIMITED))
     }
 
     fn serve(&self, ours: UnixStream, theirs: UnixStream, account: Arc<UidAccount>) -> Peer {
         ours.set_nonblocking(true).expect("a non-blocking socket");
-        let served = spawn_local(
-            Connection::new(theirs, account, Permissions::default(), Rc::clone(&self.context)).serve(),
-        );
+        let served =
+            spawn_local(Connection::new(theirs, account, Permissions::ALL, Rc::clone(&self.context)).serve());
         Peer { stream: ours, sent: 0, served }
     }
 
@@ -187,7 +186,7 @@ async fn slow_reader_receives_all_answers_and_the_shutdown_error() {
             let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
             // The kernel rounds it up to its minimum.
             set_socket_send_buffer_size(&theirs, 1).expect("a send buffer");
-            let mut peer = worker.serve(ours, theirs, UidAccount::new(0, UidQuotas::default()));
+            let mut peer = worker.serve(ours, theirs, UidAccount::new(0, UidQuotas::UNLIMITED));
             peer.send(requests);
             (peer, requests)
         })

@@ -10,7 +10,7 @@ use keyward_engine::limiter::Rate;
 use tokio::time::Instant;
 
 /// Quotas of one uid for all its connections together. `None`: no quota.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UidQuotas {
     /// Maximum number of bytes that connections hold: incomplete requests and unsent answers.
     pub buffered_bytes: Option<usize>,
@@ -19,6 +19,11 @@ pub struct UidQuotas {
     pub in_flight: Option<usize>,
     /// Maximum rate of requests.
     pub rate: Option<Rate>,
+}
+
+impl UidQuotas {
+    /// No quotas.
+    pub const UNLIMITED: Self = Self { buffered_bytes: None, in_flight: None, rate: None };
 }
 
 /// What the connections of one uid use.
@@ -182,7 +187,7 @@ mod tests {
 
     #[test]
     fn account_without_quotas_limits_nothing() {
-        let account = UidAccount::new(1, UidQuotas::default());
+        let account = UidAccount::new(1, UidQuotas::UNLIMITED);
         let mut held = [Held::new(&account), Held::new(&account)];
         assert!(held.iter_mut().all(|held| held.set(usize::MAX, usize::MAX).is_ok()));
         account.charge(usize::MAX);
@@ -193,7 +198,7 @@ mod tests {
     #[test]
     fn rate_delays_after_its_burst_until_one_request_has_refilled() {
         let rate = Rate::new(10, 3_600 * SECOND, 5).expect("a rate");
-        let account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::default() });
+        let account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::UNLIMITED });
         account.charge(4);
         assert_eq!(account.delay(), None);
         assert!(!account.is_unused());
@@ -208,7 +213,7 @@ mod tests {
     #[test]
     fn account_that_was_idle_has_its_burst_and_no_more() {
         let rate = Rate::new(10, 3_600 * SECOND, 5).expect("a rate");
-        let mut account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::default() });
+        let mut account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::UNLIMITED });
         // In an hour, twice the burst refills.
         Arc::get_mut(&mut account).expect("not shared").origin -= Duration::from_secs(3_600);
         account.charge(5);
@@ -219,7 +224,7 @@ mod tests {
     #[test]
     fn requests_beyond_what_the_time_can_count_are_delayed() {
         let rate = Rate::new(1, 365 * 86_400 * SECOND, 1).expect("a rate");
-        let account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::default() });
+        let account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::UNLIMITED });
         account.charge(usize::MAX);
         assert!(account.delay().is_some());
     }

@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn uid_at_its_limit_leaves_connections_for_others() {
-        let open = OpenConnections::new(ConnectionLimits::new(8, None), UidQuotas::default());
+        let open = OpenConnections::new(ConnectionLimits::new(8, None), UidQuotas::UNLIMITED);
         let mut guards: Vec<_> = (0..7).map(|_| open.add(1).expect("below the limit")).collect();
         assert_eq!(open.add(1).err(), Some(LimitReached::PerUid));
         let other = open.add(2).expect("reserved");

@@ -23,7 +23,7 @@ async fn closed(mut peer: Peer) -> (CloseReason, Vec<u8>) {
 #[tokio::test(flavor = "local")]
 async fn incomplete_requests_above_the_quota_end_the_connection_with_an_error() {
     let worker = Worker::start(Duration::ZERO);
-    let account = UidAccount::new(1, UidQuotas { buffered_bytes: Some(100), ..UidQuotas::default() });
+    let account = UidAccount::new(1, UidQuotas { buffered_bytes: Some(100), ..UidQuotas::UNLIMITED });
     let mut first = connect_with(&worker, &account);
     let mut second = connect_with(&worker, &account);
     let incomplete = &request()[..40];
@@ -54,8 +54,8 @@ async fn incomplete_requests_above_the_quota_end_the_connection_with_an_error() 
 #[tokio::test(flavor = "local")]
 async fn unread_answers_above_the_quota_end_the_connection() {
     for quotas in [
-        UidQuotas { in_flight: Some(1_000), ..UidQuotas::default() },
-        UidQuotas { buffered_bytes: Some(10_000), ..UidQuotas::default() },
+        UidQuotas { in_flight: Some(1_000), ..UidQuotas::UNLIMITED },
+        UidQuotas { buffered_bytes: Some(10_000), ..UidQuotas::UNLIMITED },
     ] {
         let worker = Worker::start(Duration::ZERO);
         let account = UidAccount::new(1, quotas);
@@ -85,7 +85,7 @@ async fn rate_delays_requests_of_all_connections_of_the_uid() {
     let worker = Worker::start(Duration::ZERO);
     // Ten at once, and one more each hour.
     let rate = Rate::new(1, 3_600_000_000_000, 10).ok();
-    let account = UidAccount::new(1, UidQuotas { rate, ..UidQuotas::default() });
+    let account = UidAccount::new(1, UidQuotas { rate, ..UidQuotas::UNLIMITED });
     let mut peers: Vec<Peer> = (0..4).map(|_| connect_with(&worker, &account)).collect();
     let mut other = worker.connect_as(2);
     for _ in 0..20 {
@@ -109,7 +109,7 @@ async fn idle_timeout_applies_again_after_a_delay() {
     let idle = Some(Duration::from_millis(20));
     let worker = Worker::with_timeouts(Timeouts { idle, unsent_answers: FOREVER, busy_poll: Duration::ZERO });
     let rate = Rate::new(1, 50_000_000, 1).ok();
-    let account = UidAccount::new(1, UidQuotas { rate, ..UidQuotas::default() });
+    let account = UidAccount::new(1, UidQuotas { rate, ..UidQuotas::UNLIMITED });
     let mut peer = connect_with(&worker, &account);
     peer.send(1);
     yield_until("an answer", || peer.receive() > 0).await;
@@ -122,7 +122,7 @@ async fn idle_timeout_applies_again_after_a_delay() {
 async fn peer_that_closes_during_a_delay_holds_no_connection() {
     let worker = Worker::start(Duration::ZERO);
     let rate = Rate::new(1, 3_600_000_000_000, 1).ok();
-    let account = UidAccount::new(1, UidQuotas { rate, ..UidQuotas::default() });
+    let account = UidAccount::new(1, UidQuotas { rate, ..UidQuotas::UNLIMITED });
     let mut peer = connect_with(&worker, &account);
     peer.send(1);
     yield_until("an answer", || peer.receive() > 0).await;
@@ -146,7 +146,7 @@ async fn peer_that_closes_during_a_delay_holds_no_connection() {
 #[tokio::test(flavor = "local")]
 async fn bytes_of_an_incomplete_request_count_once() {
     let worker = Worker::start(Duration::ZERO);
-    let account = UidAccount::new(1, UidQuotas { buffered_bytes: Some(100), ..UidQuotas::default() });
+    let account = UidAccount::new(1, UidQuotas { buffered_bytes: Some(100), ..UidQuotas::UNLIMITED });
     let mut peers = [connect_with(&worker, &account), connect_with(&worker, &account)];
     for byte in request() {
         for peer in &mut peers {

@@ -274,7 +274,7 @@ fn drive(
         log.begin(Some(snapshot), NOW.unix);
         let verifier =
             Verifier { view: Some(View::of(snapshot)), limiter, global_policy: &global_policy, now: NOW };
-        let progress = respond(&verifier, Terms::default(), &input[at..], &mut output, counters, log);
+        let progress = respond(&verifier, Terms::UNRESTRICTED, &input[at..], &mut output, counters, log);
         at += progress.consumed;
         replies.extend(decode(&output));
         output.clear();
