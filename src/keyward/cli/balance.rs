@@ -10,7 +10,7 @@ use super::format::{Count, HumanDuration, Word};
 use super::options::{AdminSocket, parse_duration};
 use super::streams::Streams;
 use keyward_admin::message::{CalendarReset, KeyBalances, LimitBalance, LimitKind};
-use keyward_admin::{CommandError, message, send_command_within};
+use keyward_admin::{message, send_command_within};
 
 const HELP: &str = "\
 A balance below zero is one that debits have overdrawn, or that a smaller limit has taken away.
@@ -65,7 +65,10 @@ pub(super) struct Balance {
 impl Balance {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let reply = send_command_within(self.socket.path()?.as_path(), &self.command(), self.deadline);
-        let reply = reply.map_err(|error| self.with_hint(error))?;
+        let reply = reply.map_err(|error| {
+            let is_change = self.reset || self.reset_calendar;
+            if is_change { CliError::of_change(error, HINT) } else { error.into() }
+        })?;
         if self.reset_calendar {
             let reset = reply.calendar.ok_or_else(|| CliError::missing_in_reply("calendar"))?;
             if self.json {
@@ -92,19 +95,10 @@ impl Balance {
             (false, false) => message::Command::Balance { key_id },
         }
     }
-
-    /// A reset that was sent but not answered may have been carried out: adds a hint to the error.
-    fn with_hint(&self, error: CommandError) -> CliError {
-        let is_open = matches!(error, CommandError::Timeout { .. } | CommandError::Broken { .. });
-        let error = CliError::from(error);
-        let is_change = self.reset || self.reset_calendar;
-        if !(is_open && is_change) {
-            return error;
-        }
-        let hint = "the reset may still come into force: audit.jsonl records it";
-        CliError::new(error.exit, format_args!("{}; {hint}", error.message))
-    }
 }
+
+/// How to find out whether a reset that was not answered has been carried out.
+const HINT: &str = "the reset may still come into force: audit.jsonl records it";
 
 /// The balances as text: a line for each limit.
 struct BalancesText<'a>(&'a KeyBalances);

@@ -41,6 +41,14 @@ impl CliError {
         Self { exit, message: message.to_string() }
     }
 
+    /// A command that changes something has failed. If it was sent but not answered, it may have been
+    /// carried out: then `hint` says how to find out.
+    pub(super) fn of_change(error: CommandError, hint: &str) -> Self {
+        let is_open = matches!(error, CommandError::Timeout { .. } | CommandError::Broken { .. });
+        let Self { exit, message } = error.into();
+        if is_open { Self::new(exit, format_args!("{message}; {hint}")) } else { Self { exit, message } }
+    }
+
     /// The daemon's reply has no `part`: it may be of another version.
     pub(super) fn missing_in_reply(part: &str) -> Self {
         let message =
@@ -98,6 +106,24 @@ mod tests {
     fn exit_codes_are_the_documented_ones() {
         let codes = [Exit::Done, Exit::Denied, Exit::Usage, Exit::Unavailable, Exit::BadInput];
         assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 69, 78]);
+    }
+
+    #[test]
+    fn change_that_was_not_answered_may_have_been_carried_out() {
+        let path = || "p".to_owned();
+        let broken = || std::io::ErrorKind::UnexpectedEof.into();
+        for (error, is_open) in [
+            (CommandError::Timeout { path: path(), limit: std::time::Duration::from_secs(1) }, true),
+            (CommandError::Broken { path: path(), source: broken() }, true),
+            (CommandError::Unreachable { path: path(), source: broken() }, false),
+            (CommandError::Refused("no".to_owned()), false),
+            (CommandError::NotAdminSocket { path: path() }, false),
+        ] {
+            let text = error.to_string();
+            let message = CliError::of_change(error, "look there").message;
+            assert_eq!(message.ends_with("; look there"), is_open, "{message}");
+            assert!(message.starts_with(&text), "{message}");
+        }
     }
 
     #[test]

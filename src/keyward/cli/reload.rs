@@ -48,10 +48,14 @@ pub(super) struct Reload {
     json: bool,
 }
 
+/// How to find out whether a reload that was not answered has been carried out.
+const HINT: &str = "the reload may still be carried out: keyward status reports the last one";
+
 impl Reload {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let command = message::Command::Reload { force: self.force };
-        let reply = send_command_within(self.socket.path()?.as_path(), &command, self.deadline)?;
+        let reply = send_command_within(self.socket.path()?.as_path(), &command, self.deadline);
+        let reply = reply.map_err(|error| CliError::of_change(error, HINT))?;
         let outcome = reply.reload.ok_or_else(|| CliError::missing_in_reply("reload"))?;
         self.report(&outcome, streams)
     }

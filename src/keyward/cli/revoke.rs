@@ -10,7 +10,7 @@ use super::exit::{CliError, Exit};
 use super::format::{Count, Word};
 use super::options::{AdminSocket, parse_duration};
 use super::streams::Streams;
-use keyward_admin::{CommandError, message, send_command_within};
+use keyward_admin::{message, send_command_within};
 
 const REVOKE_HELP: &str = "\
 When the command returns, the key is refused on every connection. It stays refused through restarts and reloads until
@@ -100,7 +100,7 @@ impl RevocationOptions {
         let Target { key_id, owner } = &self.target;
         let target = message::Target { key_id: key_id.clone(), owner: owner.clone() };
         let reply = send_command_within(self.socket.path()?.as_path(), &command(target), self.deadline);
-        let reply = reply.map_err(with_hint)?;
+        let reply = reply.map_err(|error| CliError::of_change(error, HINT))?;
         let outcome = reply.revocation.ok_or_else(|| CliError::missing_in_reply("revocation"))?;
         if self.json {
             streams.print_json(&outcome)?;
@@ -113,14 +113,9 @@ impl RevocationOptions {
     }
 }
 
-/// A command that was sent but not answered may have been carried out: adds a hint to the error.
-fn with_hint(error: CommandError) -> CliError {
-    let may_be_done = matches!(error, CommandError::Timeout { .. } | CommandError::Broken { .. });
-    let error = CliError::from(error);
-    let hint =
-        "what was asked for may still come into force: keyward status --revocations lists what is revoked";
-    if may_be_done { CliError::new(error.exit, format_args!("{}; {hint}", error.message)) } else { error }
-}
+/// How to find out whether a command that was not answered has been carried out.
+const HINT: &str =
+    "what was asked for may still come into force: keyward status --revocations lists what is revoked";
 
 /// As in `revoked key_1 (2 keys), in force on every connection, generation 7`.
 struct OutcomeText<'a> {
