@@ -79,8 +79,7 @@ fn changes_are_recorded_with_their_peers_and_without_keys() {
     wait_until("the reload of the signal", || {
         daemon.status().last_reload.is_some_and(|reload| reload.generation > before)
     });
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
 
     let trail = daemon.setup.audit_trail();
     assert_in_order(&trail);
@@ -146,8 +145,7 @@ fn repeated_refusals_of_a_peer_are_recorded_together() {
         assert!(matches!(daemon.connect().receive(), Received::Error { code: 11, .. }));
     }
     wait_until("the event", || !daemon.setup.audit_events("peer_refused").is_empty());
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     assert_in_order(&daemon.setup.audit_trail());
     let refused = daemon.setup.audit_events("peer_refused");
     assert!(refused.len() <= 2, "{refused:?}");
@@ -171,8 +169,7 @@ fn refused_admin_peer_is_recorded() {
     let mut status = Command::new(binary);
     status.args(["status", "--admin-socket"]).arg(daemon.admin_socket()).uid(UID);
     assert_ne!(run(&mut status).code, Some(0));
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     let refused = &daemon.setup.audit_events("peer_refused")[0];
     assert_eq!((&refused["socket"], refused["uid"].as_u64()), (&"admin".into(), Some(UID.into())));
     assert!(refused["pid"].is_u64() && refused["count"] == 1);

@@ -10,7 +10,6 @@ use std::time::Instant;
 use crate::support::{Daemon, Export, Random, Setup, dose, row};
 use keyward_client::blocking::Client;
 use keyward_client::{Debit, Decision, Refund, Request};
-use rustix::process::Signal;
 
 const KEYS: usize = 200;
 const KEYS_OF_AN_OWNER: usize = 10;
@@ -218,7 +217,6 @@ fn totals_of_a_day_equal_the_models() {
         assert!(counts.get(what).is_some_and(|count| *count > 0), "{what}: {counts:?}");
     }
     assert_credits(&daemon, &spent);
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
+    daemon.stop();
     assert_credits(&daemon.kill_and_restart(), &spent);
 }

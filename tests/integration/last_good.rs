@@ -13,7 +13,6 @@ use crate::support::{
 use keyward_admin::message::LastGood;
 use keyward_client::Request;
 use keyward_engine::pepper::Pepper;
-use rustix::process::Signal;
 use serde_json::Value;
 
 /// The active keys `k0` and so on, and one key of each other status.
@@ -129,8 +128,7 @@ fn revocations_and_balances_apply_to_last_good_keys() {
     let mut daemon = start_and_save(setup);
     daemon.revoke(key_target("k1"));
     assert!(daemon.client().verify(&Request::new("k0").cost(9)).expect("an answer").is_allowed());
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     daemon.spoil_source();
     let daemon = daemon.kill_and_restart();
     assert!(last_good(&daemon).in_use);
@@ -420,8 +418,7 @@ fn keys_accepted_right_before_shutdown_are_saved() {
     let mut daemon = start_and_save(Setup::text(export(1)));
     replace_export(&daemon.setup.source(), export(20_000));
     assert!(daemon.reload().accepted);
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     daemon.spoil_source();
     let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k19999"), "ALLOWED");

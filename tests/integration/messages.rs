@@ -10,7 +10,6 @@ use crate::support::{
 };
 use keyward_admin::message::Command;
 use keyward_engine::record::is_invisible;
-use rustix::process::Signal;
 
 /// Runs a command in a directory. Returns its exit code, standard output and standard error.
 fn run(directory: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
@@ -201,8 +200,7 @@ fn log_about(hostile: &str, format: &str) -> String {
         let _ = daemon.send_command(&Command::Revoke(target.clone()));
         let _ = daemon.send_command(&Command::Unrevoke(target));
     }
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     // Each line of the audit trail is an object.
     assert!(!daemon.setup.audit_trail().is_empty());
     daemon.log()

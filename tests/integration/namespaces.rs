@@ -151,8 +151,7 @@ fn clock_shift_of_a_time_namespace_refills_no_bucket() {
     let decision = daemon.client().verify(&Request::new("one").cost(10)).expect("an answer");
     assert_eq!(decision.verdict().name(), "ALLOWED");
     for shift in ["86400", "172800", "0"] {
-        daemon.signal(Signal::TERM);
-        assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
+        daemon.stop();
         let command = wrap_command(&daemon.setup, &["unshare", "--time", "--boottime", shift]);
         daemon = daemon.kill_and_restart_with(command);
         assert!(is_spent(&daemon), "{shift}: {}", daemon.log());

@@ -1,6 +1,6 @@
 //! `keyward balance`: balances as an operator sees and resets them, and the calendar.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::BufReader;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -10,7 +10,6 @@ use keyward_admin::message::{KeyBalances, LimitKind};
 use keyward_client::{Debit, Request};
 use keyward_engine::limiter::persist::{SavedLimit, decode, encode};
 use keyward_engine::limiter::{Rule, SavedBalance};
-use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{CommandOutput, Daemon, Export, Row, Setup, key_target, row};
@@ -36,12 +35,6 @@ fn of_key(daemon: &Daemon, key_id: &str) -> KeyBalances {
 /// The names and balances of a key's limits.
 fn amounts(daemon: &Daemon, key_id: &str) -> Vec<(String, i64)> {
     of_key(daemon, key_id).limits.into_iter().map(|limit| (limit.name, limit.balance)).collect()
-}
-
-fn events(daemon: &Daemon, name: &str) -> Vec<Value> {
-    let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
-    let events = trail.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    events.filter(|event| event["event"] == name).collect()
 }
 
 fn assert_failed(output: &CommandOutput, message: &str) {
@@ -106,7 +99,7 @@ fn balances_of_a_key_are_shown_and_reset() {
     assert_eq!(amounts(&daemon, "a"), expected([1_000, 10_000, 50, 100]));
     assert_eq!(amounts(&daemon, "b"), [("monthly".to_owned(), 20)], "the owner's limit, for all keys");
 
-    let recorded = events(&daemon, "balance_reset");
+    let recorded = daemon.setup.audit_events("balance_reset");
     let own_uid = u64::from(rustix::process::geteuid().as_raw());
     assert!(recorded.iter().all(|event| event["key_id"] == "a" && event["uid"] == own_uid), "{recorded:?}");
     let what = recorded.iter().map(|event| (event["limit"].as_str(), event["balance"].as_i64()));
@@ -123,8 +116,7 @@ fn balances_of_a_key_are_shown_and_reset() {
     );
     assert_eq!((&recorded[3]["owner"], &recorded[1]["owner"]), (&Value::from("acme"), &Value::Null));
 
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     let daemon = daemon.kill_and_restart();
     assert_eq!(amounts(&daemon, "a"), expected([1_000, 10_000, 50, 100]), "saved");
 }
@@ -139,7 +131,7 @@ fn unknown_key_or_limit_is_an_error() {
     assert_failed(&daemon.run_keyward(&["balance", "a", "--reset", "--limit", "z"]), no_limit);
     let none = "keyward: the key has no limit of this name; it has no limits";
     assert_failed(&daemon.run_keyward(&["balance", "b", "--reset", "--limit", "x"]), none);
-    assert!(events(&daemon, "balance_reset").is_empty());
+    assert!(daemon.setup.audit_events("balance_reset").is_empty());
     assert_eq!(daemon.run_keyward(&["balance"]).code, Some(2));
     // A key that was revoked is still shown.
     daemon.revoke(key_target("a"));
@@ -215,8 +207,7 @@ fn calendar_that_is_ahead_is_reported_and_set_back() {
     assert_eq!(daemon.status().calendar_ahead_s, 0);
     let unchanged = daemon.run_keyward(&["balance", "--reset-calendar"]);
     assert_eq!(unchanged.stdout, "the calendar is not ahead of the system's clock; nothing was changed\n");
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     advance_saved_calendar(&daemon, 40 * DAY);
     let daemon = daemon.kill_and_restart();
     let ahead = daemon.status().calendar_ahead_s;
@@ -236,7 +227,7 @@ fn calendar_that_is_ahead_is_reported_and_set_back() {
     assert_eq!((daemon.status().calendar_ahead_s, amounts(&daemon, "a")), (0, vec![("daily".to_owned(), 3)]));
     assert!(waits(&daemon) <= day_ms);
     assert!(charge(&daemon, "a", 3) && !charge(&daemon, "a", 1), "nothing is refilled");
-    let recorded = events(&daemon, "calendar_reset");
+    let recorded = daemon.setup.audit_events("calendar_reset");
     let own_uid = u64::from(rustix::process::geteuid().as_raw());
     assert_eq!(recorded.len(), 1);
     assert_eq!((recorded[0]["moved"].as_u64(), recorded[0]["uid"].as_u64()), (Some(1), Some(own_uid)));

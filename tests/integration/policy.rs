@@ -435,8 +435,7 @@ fn moving_keys_between_plans_does_not_refill_an_owner_quota() {
             assert_eq!(spend(&daemon, key, 1), "RATE_LIMITED", "{key}, with plans {one} and {two}");
         }
     }
-    daemon.signal(rustix::process::Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     daemon.setup.write_export(on("b", "b"));
     let daemon = daemon.kill_and_restart();
     assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED", "after a plan change during a restart");
@@ -525,8 +524,7 @@ fn plan_changes_while_the_daemon_is_down_do_not_refill_an_owner_quota() {
     ];
     for (export, plans, what) in cases {
         let mut daemon = start_spent();
-        daemon.signal(rustix::process::Signal::TERM);
-        assert!(daemon.wait_for_exit().success());
+        daemon.stop();
         daemon.setup.write_export(&export);
         daemon.setup.replace_config(&plans);
         let daemon = daemon.kill_and_restart();

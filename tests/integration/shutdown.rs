@@ -91,8 +91,7 @@ fn drain_timeout_is_the_time_that_the_end_takes() {
         let [mut unread, mut silent] = [daemon.connect(), daemon.connect()];
         unread.send_until_blocked(&encode_verify(1, "a"));
         let start = Instant::now();
-        daemon.signal(Signal::TERM);
-        assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
+        daemon.stop();
         let elapsed = start.elapsed();
         assert!(receive_all(&mut unread).1);
         assert_eq!([silent.receive(), silent.receive()], [SHUTTING_DOWN, Received::Closed]);

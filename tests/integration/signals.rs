@@ -79,8 +79,7 @@ fn storm_of_sighups_is_coalesced_and_the_last_one_wins() {
     eprintln!("{signals} signals, {} reloads, {version} exports", before - first);
     assert!(left <= 3, "{left} reloads were left after the last signal");
     assert_eq!(daemon.status().errors, 0);
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
 }
 
 /// What a daemon is doing when it is stopped.

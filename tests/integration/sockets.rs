@@ -139,8 +139,7 @@ fn socket_of_another_process_is_not_replaced() {
     wait_until("answers", || is_served(&path));
     fs::remove_file(&path).expect("removed");
     let _other = UnixListener::bind(&path).expect("binds");
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     assert!(path.exists(), "the daemon removed the socket of another process");
 }
 

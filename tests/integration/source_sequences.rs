@@ -9,7 +9,6 @@ use std::fs;
 
 use crate::support::{Daemon, Export, Random, Setup, dose, key_target, replace_export, row};
 use keyward_client::Request;
-use rustix::process::Signal;
 
 /// Few, so that a round is short, but enough for the guard's shares.
 const KEYS: usize = 40;
@@ -239,8 +238,7 @@ impl Fixture {
         if is_killed {
             daemon.kill();
         } else {
-            daemon.signal(Signal::TERM);
-            assert!(daemon.wait_for_exit().success());
+            daemon.stop();
         }
         let manifest = fs::read(daemon.setup.path("last_good.json")).expect("a manifest");
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");

@@ -147,8 +147,7 @@ fn sigterm_at_any_moment_of_the_start_exits_with_success() {
             assert!(matches!(peer.receive(), Received::Answer { verdict: "ALLOWED", .. }));
         }
     }
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     assert!(fs::metadata(daemon.setup.path("balances")).expect("saved").len() > KEYS as u64);
 
     for step in 0..20_u32 {

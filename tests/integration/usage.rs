@@ -16,7 +16,7 @@ use keyward_admin::message::Command as AdminCommand;
 use keyward_admin::message::{LimitUsage, UsageReport};
 use keyward_client::{Debit, Refund as ClientRefund, Request};
 use keyward_protocol::{Credential, Refund, Verify};
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -155,8 +155,7 @@ fn counts_are_exact_over_workers_reloads_and_rotation() {
     );
     assert_eq!(usage(&daemon, Some("unlisted"), None, None).matched, 0);
 
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     let lines = parse_lines(&usage_files(daemon.setup.dir.path()));
     assert_numbered(&lines, 1);
     assert_eq!(sum_counts(&lines), counts);
@@ -255,12 +254,10 @@ fn charges_debits_and_refunds_are_counted_for_each_limit() {
 
     assert!(daemon.publish(export("calls=1000/d")).accepted);
     assert!(daemon.client().verify(&Request::new("a").cost(7)).expect("an answer").is_allowed());
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     let mut daemon = daemon.kill_and_restart();
     assert!(daemon.client().verify(&Request::new("a").cost(1)).expect("an answer").is_allowed());
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     let lines = parse_lines(&usage_files(daemon.setup.dir.path()));
     assert_numbered(&lines, 1);
     let of_a: Vec<_> = lines.iter().filter(|line| line["key_id"] == "a").collect();
@@ -331,8 +328,7 @@ fn full_disk_loses_no_usage() {
         let written = fs::read_to_string(daemon.setup.path("usage.jsonl")).unwrap_or_default();
         written.lines().count() >= KEYS as usize
     });
-    daemon.signal(Signal::TERM);
-    assert!(daemon.wait_for_exit().success());
+    daemon.stop();
     let lines = parse_lines(&usage_files(daemon.setup.dir.path()));
     assert_numbered(&lines, 1);
     let counts = sum_counts(&lines);

@@ -188,6 +188,18 @@ impl Daemon {
         status
     }
 
+    /// Stops the daemon with SIGTERM, in order, so that it saves.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        assert!(self.wait_for_exit().success(), "{}", self.log());
+    }
+
+    /// Stops the daemon with SIGTERM and starts it again in the same place.
+    pub(crate) fn stop_and_restart(mut self) -> Self {
+        self.stop();
+        self.kill_and_restart()
+    }
+
     /// Kills the daemon with SIGKILL and starts it again in the same place.
     pub(crate) fn kill_and_restart(self) -> Self {
         let mut daemon = self.respawn();
