@@ -12,16 +12,16 @@ use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde::de::Deserializer;
 
-use super::path::{AbsolutePath, SocketPath};
 use super::plan::{Plan, RateText};
-use super::text::{self, MAX_DURATION, Parsed};
 use super::value::{
-    BadRowAction, BufferSize, ColumnName, FileSize, Fraction, LogFormat, LogLevel, NullTextList, SocketMode,
+    BadRowAction, BufferSize, ColumnName, FieldText, FileSize, FormatText, Fraction, NullTextList,
+    PrefixText, TimeZoneText,
 };
-use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
+use super::{DEFAULT_SOCKET, MAX_CONNECTIONS, MAX_WORKERS};
 use crate::revocation::Retention;
 use keyward_engine::key_format::Prefix;
-use keyward_source::{Field, Format};
+use keyward_settings::text::{self, MAX_DURATION};
+use keyward_settings::{AbsolutePath, Group, Id, Log, SocketMode, SocketPath};
 
 /// A shorter timeout would make clients reconnect after every pause.
 const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
@@ -109,7 +109,7 @@ pub(super) struct UidQuotas {
 #[serde(default, deny_unknown_fields, expecting = "a table, [source]")]
 pub(super) struct Source {
     pub(super) path: Option<AbsolutePath>,
-    pub(super) format: Option<Parsed<Format>>,
+    pub(super) format: Option<FormatText>,
     #[serde(deserialize_with = "poll")]
     pub(super) poll: Duration,
     #[serde(deserialize_with = "settle")]
@@ -117,7 +117,7 @@ pub(super) struct Source {
     pub(super) max_shrink: Fraction,
     pub(super) max_reactivated: Fraction,
     pub(super) max_loosened: Fraction,
-    pub(super) required: Vec<Parsed<Field>>,
+    pub(super) required: Vec<FieldText>,
     pub(super) on_bad_row: BadRowAction,
     #[serde(deserialize_with = "max_bad_rows")]
     pub(super) max_bad_rows: u32,
@@ -126,7 +126,7 @@ pub(super) struct Source {
     pub(super) max_staleness: Option<Duration>,
     pub(super) ignore: Vec<ColumnName>,
     pub(super) null_texts: NullTextList,
-    pub(super) columns: BTreeMap<Parsed<Field>, ColumnName>,
+    pub(super) columns: BTreeMap<FieldText, ColumnName>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -158,9 +158,9 @@ pub(super) struct Audit {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table, [keys]")]
 pub(super) struct Keys {
-    pub(super) minted_prefixes: Vec<Parsed<Prefix>>,
+    pub(super) minted_prefixes: Vec<PrefixText>,
     pub(super) default_plan: Option<Box<str>>,
-    pub(super) time_zone: Parsed<TimeZone>,
+    pub(super) time_zone: TimeZoneText,
     pub(super) pepper_file: Option<AbsolutePath>,
     pub(super) previous_pepper_file: Option<AbsolutePath>,
 }
@@ -171,10 +171,6 @@ pub(super) struct Revocation {
     #[serde(deserialize_with = "revocation_retention")]
     pub(super) keep: Retention,
 }
-
-/// The number of a user or a group.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Id(pub(super) u32);
 
 impl Default for Server {
     fn default() -> Self {
@@ -224,9 +220,9 @@ impl Default for Source {
 impl Default for Keys {
     fn default() -> Self {
         Self {
-            minted_prefixes: vec![Parsed(Prefix::default())],
+            minted_prefixes: vec![PrefixText(Prefix::default())],
             default_plan: None,
-            time_zone: Parsed(TimeZone::UTC),
+            time_zone: TimeZoneText(TimeZone::UTC),
             pepper_file: None,
             previous_pepper_file: None,
         }
@@ -249,26 +245,14 @@ impl Default for Usage {
     fn default() -> Self {
         // Half a gigabyte in all: two million lines, or one day with 1,500 active keys in each
         // minute.
-        Self { interval: Duration::from_secs(60), max_file_size: FileSize::mebibytes(64), keep: 8 }
+        Self { interval: Duration::from_secs(60), max_file_size: FileSize::kibibytes(64 << 10), keep: 8 }
     }
 }
 
 impl Default for Audit {
     fn default() -> Self {
         // Years of events: an event has some 200 bytes, and events are rare.
-        Self { max_file_size: FileSize::mebibytes(16), keep: 8 }
-    }
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: LogLevel::Info, format: LogFormat::Text }
-    }
-}
-
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text::integer(deserializer, 0..=MAX_ID).map(Self)
+        Self { max_file_size: FileSize::kibibytes(16 << 10), keep: 8 }
     }
 }
 

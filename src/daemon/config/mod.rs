@@ -7,14 +7,13 @@
 //! A configuration is read in two steps. serde fills the types of `file` from the text. `resolve`
 //! applies the options, and checks settings that depend on each other.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use serde::Deserialize;
 
 use crate::connection::{Permissions, UidQuotas};
 use crate::reload::BadRowPolicy;
@@ -22,30 +21,27 @@ use crate::revocation::Retention;
 use crate::usage;
 use keyward_engine::key_format::Prefix;
 use keyward_engine::record::Plans;
+use keyward_settings::file::{self as settings_file, FileError};
+use keyward_settings::{Group, Log, SocketMode, SocketPath};
 use keyward_source::{ColumnMapping, Format};
 use keyward_state::Rotation;
 
 mod conversion;
 mod error;
 mod file;
-mod group;
-mod path;
 mod pepper_file;
 mod plan;
 mod resolve;
-mod text;
 mod value;
 
 #[cfg(test)]
 mod tests;
 
 pub use conversion::read_pepper;
-pub use error::{ConfigError, Position};
-pub use group::{Group, GroupError};
+pub use error::ConfigError;
 pub use keyward_protocol::DEFAULT_SOCKET;
-pub use path::{MAX_SOCKET_PATH, SocketPath, SocketPathError};
 pub use pepper_file::PepperFileError;
-pub use value::{Fraction, LogFormat, LogLevel, SocketMode};
+pub use value::Fraction;
 
 /// The file that is read by default.
 pub const DEFAULT_FILE: &str = "/etc/keyward/keyward.toml";
@@ -54,16 +50,11 @@ pub const DEFAULT_ADMIN_SOCKET: &str = "/run/keyward/admin.sock";
 /// The default state directory. The daemon runs without one if it cannot be written.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/keyward";
 
-/// Maximum size of a configuration file, a hundred times that of a long one. A wrong path must not
-/// fill the memory.
-pub const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Maximum number of worker threads: more processors than one socket can keep busy.
 pub const MAX_WORKERS: u32 = 256;
 /// Maximum number of connections. The kernel's default limit of descriptors is 2^20, and the daemon
 /// needs some itself.
 pub const MAX_CONNECTIONS: u32 = 1_000_000;
-/// Maximum number of a user or a group. The kernel reserves the number above for "none".
-pub const MAX_ID: u32 = u32::MAX - 1;
 
 /// The configuration, complete and valid.
 #[derive(Clone, Debug, PartialEq)]
@@ -199,16 +190,6 @@ pub struct Keys {
     pub previous_pepper_file: Option<PathBuf>,
 }
 
-/// `[log]`: the log on standard error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "a table, [log]")]
-pub struct Log {
-    /// The least severe level that is logged.
-    pub level: LogLevel,
-    /// The format of a line.
-    pub format: LogFormat,
-}
-
 /// Command line options that override settings. A relative path is relative to the working
 /// directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -268,12 +249,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(file: &Path, text: &str, overrides: Overrides) -> Result<Self, ConfigError> {
-        let document = toml::Deserializer::parse(text)
-            .map_err(|error| ConfigError::from_toml(file.to_owned(), text, None, &error))?;
-        let settings = serde_path_to_error::deserialize(document).map_err(|error| {
-            let setting = Some(error.path().to_string()).filter(|path| path != ".");
-            ConfigError::from_toml(file.to_owned(), text, setting, error.inner())
-        })?;
+        let settings = settings_file::parse(file, text)?;
         resolve::resolve(Some(file), settings, overrides)
     }
 
@@ -282,14 +258,14 @@ impl Config {
         default: &Path,
         overrides: Overrides,
     ) -> Result<Self, ConfigError> {
-        match read_file(file.unwrap_or(default)) {
+        match settings_file::read(file.unwrap_or(default)) {
             Ok(text) => Self::parse(file.unwrap_or(default), &text, overrides),
-            Err(ConfigError::Unreadable { source, .. })
-                if file.is_none() && source.kind() == std::io::ErrorKind::NotFound =>
+            Err(FileError::Unreadable { source, .. })
+                if file.is_none() && source.kind() == io::ErrorKind::NotFound =>
             {
                 Self::from_options(overrides)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -324,25 +300,9 @@ pub fn refuse_pipe(file: Option<&Path>) -> Result<(), ConfigError> {
     match std::fs::metadata(file) {
         Ok(metadata) if metadata.file_type().is_fifo() || metadata.file_type().is_socket() => {
             let source = io::Error::other("it is a pipe or a socket: a reload needs a regular file");
-            Err(ConfigError::Unreadable { file: file.to_owned(), source })
+            Err(FileError::Unreadable { file: file.to_owned(), source }.into())
         }
         // Whether it can be read is known once it has been.
         Ok(_) | Err(_) => Ok(()),
     }
-}
-
-fn read_file(file: &Path) -> Result<String, ConfigError> {
-    let unreadable = |source| ConfigError::Unreadable { file: file.to_owned(), source };
-    let mut bytes = Vec::new();
-    let opened = std::fs::File::open(file).map_err(unreadable)?;
-    opened.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(ConfigError::TooLarge { file: file.to_owned() });
-    }
-    String::from_utf8(bytes).map_err(|error| ConfigError::Setting {
-        file: file.to_owned(),
-        position: Some(Position::of(error.as_bytes(), error.utf8_error().valid_up_to())),
-        setting: None,
-        problem: "this byte is not UTF-8: save the file as UTF-8".to_owned(),
-    })
 }

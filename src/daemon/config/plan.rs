@@ -14,9 +14,10 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
-use super::text::{Text, deserialize_text};
 use keyward_engine::limiter::{Rate, Rule};
 use keyward_engine::record::{Limit, MAX_LIMITS, MAX_NAME, Per, is_limit_name, parse_rate, parse_rule};
+use keyward_settings::deserialize_text;
+use keyward_settings::text::Text;
 
 /// The limits of a plan, in the order of the file.
 #[derive(Debug, Default)]

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::file::{self, ConfigFile, Id};
-use super::path::{AbsolutePath, SocketPath, check_usable};
+use super::file::{self, ConfigFile};
 use super::plan::{Plan, RateText};
-use super::text::Parsed;
-use super::value::{BadRowAction, ColumnName, FileSize};
+use super::value::{BadRowAction, ColumnName, FieldText, FileSize, FormatText, PrefixText};
 use super::{
     Adjusters, Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source,
 };
@@ -16,7 +14,9 @@ use crate::connection::UidQuotas;
 use crate::reload::BadRowPolicy;
 use crate::usage;
 use keyward_engine::record::{Plans, PlansError};
-use keyward_source::{ColumnMapping, ColumnMappingError, Field, Format};
+use keyward_settings::file::FileError;
+use keyward_settings::{AbsolutePath, Id, SocketPath, check_usable};
+use keyward_source::{ColumnMapping, ColumnMappingError, Format};
 use keyward_state::Rotation;
 
 /// Where a value comes from. An error about the value names it.
@@ -109,12 +109,12 @@ fn resolve_server(
         max_connections: settings.max_connections as usize,
         idle_timeout: settings.idle_timeout,
         drain_timeout: settings.drain_timeout,
-        clients: Clients { uids: sorted(settings.allow_uids), gids: sorted(settings.allow_gids) },
+        clients: Clients { uids: Id::sorted(settings.allow_uids), gids: Id::sorted(settings.allow_gids) },
         adjusters: Adjusters {
-            refund_uids: settings.refund_uids.map(sorted),
-            debit_uids: settings.debit_uids.map(sorted),
+            refund_uids: settings.refund_uids.map(Id::sorted),
+            debit_uids: settings.debit_uids.map(Id::sorted),
         },
-        admin_uids: sorted(settings.admin_uids),
+        admin_uids: Id::sorted(settings.admin_uids),
     })
 }
 
@@ -144,7 +144,7 @@ fn resolve_source(
         BadRowAction::Refuse => BadRowPolicy::Refuse,
         BadRowAction::SetAside => BadRowPolicy::SetAside { max: settings.max_bad_rows },
     };
-    let file_format = settings.format.map(|Parsed(format)| format);
+    let file_format = settings.format.map(|FormatText(format)| format);
     let (path, format) = match (option, &settings.path) {
         // `source.format` describes `source.path`. An option's own extension takes precedence.
         (Some(path), _) => {
@@ -209,14 +209,14 @@ fn no_format(path: &Path) -> String {
 
 fn mapping(
     file: Option<&Path>,
-    columns: BTreeMap<Parsed<Field>, ColumnName>,
+    columns: BTreeMap<FieldText, ColumnName>,
     ignore: Vec<ColumnName>,
-    required: Vec<Parsed<Field>>,
+    required: Vec<FieldText>,
 ) -> Result<ColumnMapping, ConfigError> {
-    let columns = columns.into_iter().map(|(Parsed(field), ColumnName(column))| (field, column)).collect();
+    let columns = columns.into_iter().map(|(FieldText(field), ColumnName(column))| (field, column)).collect();
     let ignore = ignore.into_iter().map(|ColumnName(column)| column).collect();
     let mapping = ColumnMapping::new(&columns, ignore)
-        .and_then(|mapping| mapping.requiring(required.into_iter().map(|Parsed(field)| field)));
+        .and_then(|mapping| mapping.requiring(required.into_iter().map(|FieldText(field)| field)));
     mapping.map_err(|error| {
         let setting = match error {
             ColumnMappingError::MappedTwice { second: field, .. }
@@ -253,7 +253,7 @@ fn resolve_keys(file: Option<&Path>, keys: file::Keys) -> Result<Keys, ConfigErr
         let problem = "is set without keys.pepper_file: the current pepper belongs there";
         return Err(setting_error(file, "keys.previous_pepper_file", problem));
     }
-    let minted_prefixes: Vec<_> = keys.minted_prefixes.into_iter().map(|Parsed(prefix)| prefix).collect();
+    let minted_prefixes: Vec<_> = keys.minted_prefixes.into_iter().map(|PrefixText(prefix)| prefix).collect();
     for (index, prefix) in minted_prefixes.iter().enumerate() {
         if minted_prefixes[..index].contains(prefix) {
             let problem = format!("\"{prefix}\" is listed already: leave one out");
@@ -275,12 +275,7 @@ fn rotation(max_file_size: FileSize, keep: u32) -> Rotation {
 /// An error about a setting. Without a file all settings have their defaults, which are valid, so
 /// that the placeholder for its name is never shown.
 fn setting_error(file: Option<&Path>, setting: impl Into<String>, problem: impl ToString) -> ConfigError {
-    ConfigError::Setting {
-        file: file.unwrap_or(Path::new("defaults")).to_owned(),
-        position: None,
-        setting: Some(setting.into()),
-        problem: problem.to_string(),
-    }
+    FileError::setting(file.unwrap_or(Path::new("defaults")), setting, problem).into()
 }
 
 fn option_socket(path: PathBuf, option: &'static str) -> Result<SocketPath, ConfigError> {
@@ -303,11 +298,4 @@ fn admin_beside(socket: &SocketPath, origin: Origin<'_>) -> Result<SocketPath, C
 /// The number of available processors, or 1 if it is not known.
 fn available_workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS as usize)
-}
-
-fn sorted(ids: Vec<Id>) -> Box<[u32]> {
-    let mut ids: Vec<u32> = ids.into_iter().map(|Id(id)| id).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids.into()
 }

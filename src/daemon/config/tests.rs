@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::*;
 use keyward_engine::limiter::Rate;
 use keyward_engine::record::{Limit, Per};
+use keyward_settings::file::Position;
+use keyward_settings::{LogFormat, LogLevel};
 use keyward_source::Field;
 
 mod bad_rows;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Mode;
 use rustix::net::Shutdown;
 
-use crate::config::{Group, GroupError};
 use crate::server::socket_file::{FileId, SocketFile, SocketLock, remove_leftover};
+use keyward_settings::{Group, GroupError};
 
 /// The path, permissions and group of a socket to bind.
 #[derive(Clone, Debug)]

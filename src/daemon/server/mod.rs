@@ -11,7 +11,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-use crate::config::{self, Config, ConfigError};
+use crate::config::{Config, ConfigError};
 use crate::log::Log;
 use crate::reload::LastGoodStore;
 use crate::revocation;
@@ -47,7 +47,7 @@ pub use socket_preview::preview_sockets;
 pub type LoadConfig = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
 
 /// Sets up logging according to the configuration.
-pub type SetUpLog = fn(config::Log, &Log) -> io::Result<()>;
+pub type SetUpLog = fn(keyward_settings::Log, &Log) -> io::Result<()>;
 
 /// Runs the daemon until SIGTERM or SIGINT, and drains its connections.
 ///

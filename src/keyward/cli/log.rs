@@ -2,9 +2,9 @@
 
 use std::io;
 
-use keyward_daemon::config::{self, LogFormat};
 use keyward_daemon::log::Log;
 use keyward_engine::record::{Printable, escape_json};
+use keyward_settings::{self as settings, LogFormat};
 use tracing::Level;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
@@ -50,7 +50,7 @@ impl MakeWriter<'_> for EscapingWriter {
 ///
 /// # Errors
 /// When the process logs already.
-pub(super) fn start(settings: config::Log, log: &Log) -> io::Result<()> {
+pub(super) fn start(settings: settings::Log, log: &Log) -> io::Result<()> {
     // No colours, regardless of the features that other crates enable. Errors of the formatter
     // would be written to standard error and bypass the queue.
     let level = Level::from(settings.level);

@@ -7,7 +7,8 @@ use clap::Args;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 
 use super::exit::{CliError, Exit};
-use keyward_daemon::config::{Config, DEFAULT_SOCKET, SocketPath};
+use keyward_daemon::config::{Config, DEFAULT_SOCKET};
+use keyward_settings::SocketPath;
 
 /// The configuration file and the source.
 #[derive(Debug, Args)]

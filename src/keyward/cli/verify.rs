@@ -15,7 +15,7 @@ use super::format::{HumanDuration, Word};
 use super::options::{VerifySocket, parse_duration};
 use super::secret;
 use super::streams::Streams;
-use keyward_daemon::config::SocketPath;
+use keyward_settings::SocketPath;
 
 const HELP: &str = "\
 The key is read from standard input or a file, never from the arguments. The line end after it is not part of it.

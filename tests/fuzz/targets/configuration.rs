@@ -7,9 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keyward_daemon::config::{
-    Config, ConfigError, MAX_CONNECTIONS, MAX_FILE_BYTES, MAX_SOCKET_PATH, MAX_WORKERS, Overrides, Position,
-};
+use keyward_daemon::config::{Config, ConfigError, MAX_CONNECTIONS, MAX_WORKERS, Overrides};
+use keyward_settings::MAX_SOCKET_PATH;
+use keyward_settings::file::{FileError, MAX_FILE_BYTES, Position};
 
 use super::Outcome;
 
@@ -52,8 +52,8 @@ pub(crate) fn run(data: &[u8]) -> Outcome {
         (Err(error), Err(later)) => {
             check_error(text, &error);
             check_error(&commented, &later);
-            let moved = position(&error).map(|Position { line, column }| Position { line: line + 2, column });
-            assert_eq!(position(&later), moved);
+            let moved = error.position().map(|Position { line, column }| Position { line: line + 2, column });
+            assert_eq!(later.position(), moved);
             Outcome::Refused
         }
         (one, other) => panic!("a comment decides: {one:?}, {other:?}"),
@@ -86,20 +86,13 @@ fn check(config: &Config) {
     let _ = (config.source_file(), config.reload_policy());
 }
 
-fn position(error: &ConfigError) -> Option<Position> {
-    match error {
-        ConfigError::Setting { position, .. } => *position,
-        _ => None,
-    }
-}
-
 fn check_error(text: &str, error: &ConfigError) {
     let message = error.to_string();
     assert!(!message.chars().any(char::is_control), "{message:?}");
     // Control characters are escaped, which takes up to six bytes for one.
     assert!(message.len() <= MAX_MESSAGE + 6 * text.len(), "{} bytes", message.len());
     match error {
-        ConfigError::Setting { position, .. } => {
+        ConfigError::File(FileError::Setting { position, .. }) => {
             assert!(message.starts_with(FILE));
             if let Some(Position { line, column }) = *position {
                 let lines: Vec<&str> = text.split('\n').collect();

@@ -1,13 +1,18 @@
 //! Settings that are more than a number, a text or a duration.
 
-mod byte_size;
 mod fraction;
-mod log;
-mod socket_mode;
+mod key;
 mod source;
 
-pub(super) use byte_size::{BufferSize, FileSize};
+use keyward_settings::ByteSize;
+
 pub use fraction::Fraction;
-pub use log::{LogFormat, LogLevel};
-pub use socket_mode::SocketMode;
-pub(super) use source::{BadRowAction, ColumnName, NullTextList};
+pub(super) use key::{PrefixText, TimeZoneText};
+pub(super) use source::{BadRowAction, ColumnName, FieldText, FormatText, NullTextList};
+
+/// The size of a file, up to more than any tool reads in one piece. Smaller ones would be rotated after
+/// a few lines.
+pub(super) type FileSize = ByteSize<4, { 1 << 30 }>;
+
+/// The size of the buffers of a uid: the answers to one full read can be larger than the read.
+pub(super) type BufferSize = ByteSize<128, { 1 << 30 }>;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error};
 
-use crate::config::text::{Text, deserialize_text};
+use keyward_settings::deserialize_text;
+use keyward_settings::text::Text;
 use keyward_source::{Field, Format, MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
 
 /// Maximum length of the name of a column in bytes. PostgreSQL allows 63.
@@ -30,20 +31,28 @@ impl Text for BadRowAction {
     }
 }
 
-impl Text for Format {
+/// The format of a source.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::config) struct FormatText(pub(in crate::config) Format);
+
+impl Text for FormatText {
     const EXPECTED: &'static str = "\"csv\", \"jsonl\" or \"compiled\"";
 
     fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| format!("{text:?} is not a format: write {}", Self::EXPECTED))
+        text.parse().map(Self).map_err(|_| format!("{text:?} is not a format: write {}", Self::EXPECTED))
     }
 }
 
-impl Text for Field {
+/// A field of a key record.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::config) struct FieldText(pub(in crate::config) Field);
+
+impl Text for FieldText {
     const EXPECTED: &'static str = "a field of a key record";
 
     fn parse(text: &str) -> Result<Self, String> {
-        Self::from_name(text).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
+        Field::from_name(text).map(Self).ok_or_else(|| {
+            let names = Field::ALL.map(Field::name).join(", ");
             format!("{text:?} is not a field: write one of {names}, and its column's name after the =")
         })
     }
@@ -98,4 +107,4 @@ impl<'de> Deserialize<'de> for NullTextList {
     }
 }
 
-deserialize_text!(BadRowAction, ColumnName, NullText);
+deserialize_text!(BadRowAction, FormatText, FieldText, ColumnName, NullText);

@@ -10,6 +10,7 @@ use keyward_admin::message::{CheckDiff, Diagnostics, Withheld};
 use keyward_daemon::config::ConfigError;
 use keyward_daemon::{reload, server};
 use keyward_engine::snapshot::Summary;
+use keyward_settings::file::FileError;
 use keyward_source::lint;
 
 /// The outcome of a check. Parts that do not apply are absent.
@@ -57,7 +58,7 @@ impl Setting {
     pub(super) fn of(error: &ConfigError) -> Option<Self> {
         let name = |file: &Path| Some(file.display().to_string());
         match error {
-            ConfigError::Setting { file, position, setting, .. } => Some(Self {
+            ConfigError::File(FileError::Setting { file, position, setting, .. }) => Some(Self {
                 file: name(file),
                 line: position.map(|position| position.line),
                 column: position.map(|position| position.column),
@@ -65,7 +66,7 @@ impl Setting {
                 option: None,
             }),
             ConfigError::Option { option, .. } => Some(Self { option: Some(option), ..Self::default() }),
-            ConfigError::Unreadable { file, .. } | ConfigError::TooLarge { file } => {
+            ConfigError::File(FileError::Unreadable { file, .. } | FileError::TooLarge { file }) => {
                 Some(Self { file: name(file), ..Self::default() })
             }
             _ => None,

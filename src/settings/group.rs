@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
-use super::MAX_ID;
+use crate::id::MAX_ID;
 
 /// Maximum length of a group name in bytes: what `groupadd` accepts.
 const MAX_GROUP_NAME: usize = 32;
@@ -24,7 +24,7 @@ pub enum Group {
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
     /// There is no such group.
-    #[error("there is no group {0:?}: create it (groupadd --system {0}), or set server.socket_group")]
+    #[error("there is no group {0:?}: create it (groupadd --system {0}), or set socket_group")]
     Unknown(Box<str>),
     /// The look-up failed.
     #[error("cannot look up the group {name:?}: {source}")]
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "there is no group \"no_such_group_here\": create it (groupadd --system no_such_group_here), \
-             or set server.socket_group"
+             or set socket_group"
         );
     }
 }

@@ -6,16 +6,13 @@ use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 
-use keyward_engine::key_format::Prefix;
-
 /// Maximum of any duration: a year. No deadline that is computed with it can overflow.
-pub(super) const MAX_DURATION: Duration = Duration::from_secs(31_557_600);
+pub const MAX_DURATION: Duration = Duration::from_secs(31_557_600);
 
 /// A value that is written as a string.
-pub(super) trait Text: Sized {
+pub trait Text: Sized {
     /// Completes the error message "expected …" about a value of another type.
     const EXPECTED: &'static str;
 
@@ -24,7 +21,7 @@ pub(super) trait Text: Sized {
 }
 
 /// Deserializes a [`Text`].
-pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(deserializer: D) -> Result<T, D::Error> {
+pub fn text<'de, D: Deserializer<'de>, T: Text>(deserializer: D) -> Result<T, D::Error> {
     struct TextVisitor<T>(PhantomData<T>);
 
     impl<T: Text> Visitor<'_> for TextVisitor<T> {
@@ -43,50 +40,18 @@ pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(deserializer: D) -> Resul
 }
 
 /// Implements `Deserialize` for types that implement [`Text`].
+#[macro_export]
 macro_rules! deserialize_text {
     ($($type:ty),+) => {$(
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                $crate::config::text::text(deserializer)
+                $crate::text::text(deserializer)
             }
         }
     )+};
 }
-pub(super) use deserialize_text;
-
-impl Text for Prefix {
-    const EXPECTED: &'static str = "a prefix such as \"acme_live_\"";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|error| format!("{text:?} is not a prefix: {error}"))
-    }
-}
-
-impl Text for TimeZone {
-    const EXPECTED: &'static str = "a time zone such as \"UTC\" or \"Europe/Berlin\"";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        TimeZone::get(text).map_err(|_| {
-            format!(
-                "{text:?} is not a time zone of this host: write a name of the tz database, such as \
-                 \"Europe/Berlin\" (Debian's package tzdata has them), or \"UTC\""
-            )
-        })
-    }
-}
-
-/// A [`Text`] of a type from another crate, for which this crate cannot implement `Deserialize`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Parsed<T>(pub(super) T);
-
-impl<'de, T: Text> serde::Deserialize<'de> for Parsed<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text(deserializer).map(Self)
-    }
-}
-
 /// Deserializes an integer in a range.
-pub(super) fn integer<'de, D: Deserializer<'de>>(
+pub fn integer<'de, D: Deserializer<'de>>(
     deserializer: D,
     range: RangeInclusive<u32>,
 ) -> Result<u32, D::Error> {
@@ -118,7 +83,7 @@ pub(super) fn integer<'de, D: Deserializer<'de>>(
 }
 
 /// Deserializes a duration in a range, as in `"1h 30m"`.
-pub(super) fn duration<'de, D: Deserializer<'de>>(
+pub fn duration<'de, D: Deserializer<'de>>(
     deserializer: D,
     range: RangeInclusive<Duration>,
 ) -> Result<Duration, D::Error> {
@@ -127,7 +92,7 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(
 }
 
 /// Deserializes a duration in a range, or a word for no limit, such as `"never"`.
-pub(super) fn duration_or_word<'de, D: Deserializer<'de>>(
+pub fn duration_or_word<'de, D: Deserializer<'de>>(
     deserializer: D,
     range: RangeInclusive<Duration>,
     word: &'static str,

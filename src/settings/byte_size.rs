@@ -1,39 +1,39 @@
 //! Sizes in bytes, such as `usage.max_file_size`.
 
-use crate::config::text::{Text, text};
+use crate::text::{Text, text};
 
-/// Maximum size of a file, or of buffers: at least `MIN_KIB` kibibytes.
+/// A size of `MIN_KIB` to `MAX_KIB` kibibytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::config) struct ByteSize<const MIN_KIB: u64>(u64);
+pub struct ByteSize<const MIN_KIB: u64, const MAX_KIB: u64>(u64);
 
-/// The size of a file. Smaller ones would be rotated after a few lines.
-pub(in crate::config) type FileSize = ByteSize<4>;
+/// Units that follow the number.
+const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 
-/// The size of the buffers of a uid: the answers to one full read can be larger than the read.
-pub(in crate::config) type BufferSize = ByteSize<128>;
-
-impl<const MIN_KIB: u64> ByteSize<MIN_KIB> {
-    const MIN: u64 = MIN_KIB << 10;
-    /// More than any tool reads in one piece.
-    const MAX: u64 = 1 << 40;
-    /// Units that follow the number.
-    const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
-
-    pub(in crate::config) const fn mebibytes(number: u64) -> Self {
-        Self(number << 20)
+impl<const MIN_KIB: u64, const MAX_KIB: u64> ByteSize<MIN_KIB, MAX_KIB> {
+    /// So many kibibytes, which have to be in range.
+    pub const fn kibibytes(number: u64) -> Self {
+        debug_assert!(MIN_KIB <= number && number <= MAX_KIB);
+        Self(number << 10)
     }
 
-    pub(in crate::config) fn bytes(self) -> u64 {
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
         self.0
     }
 }
 
-impl<const MIN_KIB: u64> Text for ByteSize<MIN_KIB> {
+/// A number of kibibytes in the largest unit that divides it.
+fn in_units(kibibytes: u64) -> String {
+    let bytes = kibibytes << 10;
+    let fitting = UNITS.iter().rev().find(|(_, unit)| bytes.is_multiple_of(*unit));
+    fitting.map_or_else(|| bytes.to_string(), |(name, unit)| format!("{}{name}", bytes / unit))
+}
+
+impl<const MIN_KIB: u64, const MAX_KIB: u64> Text for ByteSize<MIN_KIB, MAX_KIB> {
     const EXPECTED: &'static str = "a size such as \"64MiB\"";
 
     fn parse(text: &str) -> Result<Self, String> {
-        let unit =
-            Self::UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?.trim_end(), bytes)));
+        let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?.trim_end(), bytes)));
         let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         let Some((digits, unit)) = unit.filter(|(digits, _)| is_number(digits)) else {
             return Err(format!(
@@ -41,13 +41,16 @@ impl<const MIN_KIB: u64> Text for ByteSize<MIN_KIB> {
             ));
         };
         match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(*unit)) {
-            Some(bytes) if (Self::MIN..=Self::MAX).contains(&bytes) => Ok(Self(bytes)),
-            _ => Err(format!("{text:?} is out of range: write \"{MIN_KIB}KiB\" to \"1024GiB\"")),
+            Some(bytes) if (MIN_KIB << 10..=MAX_KIB << 10).contains(&bytes) => Ok(Self(bytes)),
+            _ => {
+                let [min, max] = [MIN_KIB, MAX_KIB].map(in_units);
+                Err(format!("{text:?} is out of range: write \"{min}\" to \"{max}\""))
+            }
         }
     }
 }
 
-impl<'de, const MIN_KIB: u64> serde::Deserialize<'de> for ByteSize<MIN_KIB> {
+impl<'de, const MIN_KIB: u64, const MAX_KIB: u64> serde::Deserialize<'de> for ByteSize<MIN_KIB, MAX_KIB> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         text(deserializer)
     }
@@ -56,6 +59,9 @@ impl<'de, const MIN_KIB: u64> serde::Deserialize<'de> for ByteSize<MIN_KIB> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    type FileSize = ByteSize<4, { 1 << 30 }>;
+    type BufferSize = ByteSize<128, 1024>;
 
     #[test]
     fn size_has_a_unit_and_a_range() {
@@ -71,9 +77,9 @@ mod tests {
             assert_eq!(refused, format!("{text:?} is out of range: write \"4KiB\" to \"1024GiB\""));
         }
         assert_eq!(BufferSize::parse("128KiB").map(BufferSize::bytes), Ok(128 << 10));
-        for text in ["3KiB", "127KiB", "1025GiB"] {
+        for text in ["3KiB", "127KiB", "1025KiB", "1025GiB"] {
             let refused = BufferSize::parse(text).expect_err("out of range");
-            assert_eq!(refused, format!("{text:?} is out of range: write \"128KiB\" to \"1024GiB\""));
+            assert_eq!(refused, format!("{text:?} is out of range: write \"128KiB\" to \"1MiB\""));
         }
     }
 }

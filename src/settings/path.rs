@@ -6,7 +6,8 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::text::{Text, deserialize_text};
+use crate::deserialize_text;
+use crate::text::Text;
 
 /// Maximum length of the path of a Unix socket in bytes: `sun_path` has 108, and the last is a NUL.
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -59,7 +60,7 @@ impl SocketPath {
     }
 
     /// A valid path from a constant.
-    pub(super) fn from_static(path: &'static str) -> Self {
+    pub fn from_static(path: &'static str) -> Self {
         debug_assert!(Self::new(path).is_ok());
         Self(path.into())
     }
@@ -96,7 +97,7 @@ impl Text for SocketPath {
 
 /// An absolute path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct AbsolutePath(pub(super) PathBuf);
+pub struct AbsolutePath(pub PathBuf);
 
 impl Text for AbsolutePath {
     const EXPECTED: &'static str = "a path such as \"/var/lib/keyward\"";
@@ -112,7 +113,7 @@ deserialize_text!(SocketPath, AbsolutePath);
 
 /// Refuses paths that cannot be opened. The message about a URL does not quote it, because it may
 /// contain a password.
-pub(super) fn check_usable(path: &Path) -> Result<(), String> {
+pub fn check_usable(path: &Path) -> Result<(), String> {
     let bytes = path.as_os_str().as_bytes();
     if bytes.is_empty() {
         return Err("the path is empty".to_owned());

@@ -1,6 +1,25 @@
-//! Values of `[log]`.
+//! `[log]`.
 
-use crate::config::text::{Text, deserialize_text};
+use serde::Deserialize;
+
+use crate::deserialize_text;
+use crate::text::Text;
+
+/// `[log]`: the log on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [log]")]
+pub struct Log {
+    /// The least severe level that is logged.
+    pub level: LogLevel,
+    /// The format of a line.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: LogLevel::Info, format: LogFormat::Text }
+    }
+}
 
 /// The least severe level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

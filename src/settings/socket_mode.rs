@@ -1,6 +1,7 @@
 //! `server.socket_mode`.
 
-use crate::config::text::{Text, deserialize_text};
+use crate::deserialize_text;
+use crate::text::Text;
 
 /// Permission bits of the verify socket: at most `0o777`, with at least one write bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -8,7 +9,7 @@ pub struct SocketMode(u32);
 
 impl SocketMode {
     /// The default: the owner and the socket's group may connect.
-    pub(in crate::config) const DEFAULT: Self = Self(0o660);
+    pub const DEFAULT: Self = Self(0o660);
 
     /// The bits, as for `chmod`.
     pub fn bits(self) -> u32 {
