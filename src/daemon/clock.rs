@@ -68,29 +68,6 @@ impl Clone for Clock {
     }
 }
 
-/// A calendar time for files and logs, formatted as RFC 3339 in UTC with milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Timestamp(jiff::Timestamp);
-
-impl Timestamp {
-    /// The current time.
-    pub fn now() -> Self {
-        Self(keyward_state::time::now())
-    }
-}
-
-impl std::fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.3}", self.0)
-    }
-}
-
-impl serde::Serialize for Timestamp {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 /// Reads a clock of the system, or of the model test.
 #[inline]
 fn read(clock: ClockId) -> Timespec {

@@ -103,11 +103,8 @@ pub mod connection;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod log;
-mod log_limit;
 pub mod publish;
 pub mod reload;
 pub mod revocation;
 pub mod server;
-pub mod systemd;
 pub mod usage;

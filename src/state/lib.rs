@@ -36,6 +36,7 @@ mod lazy_journal;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 pub mod time;
+mod timestamp;
 
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use health::{Unwritten, WriteHealth};
 pub use journal::{Journal, OpenedJournal, Rotation};
 pub use lazy_journal::LazyJournal;
 pub use time::current_second;
+pub use timestamp::Timestamp;
 
 /// The permissions of every file: the content may show who uses what.
 const FILE_MODE: u32 = 0o600;

@@ -130,7 +130,7 @@ fn socket_of_another_process_is_not_replaced() {
         socket_status(&daemon.admin_socket(), "verify").filter(|socket| !socket.reachable)
     });
     let problem = verify.problem.expect("a problem");
-    assert!(problem.contains("another daemon is listening there"), "{problem}");
+    assert!(problem.contains("another process is listening there"), "{problem}");
     assert_eq!(fs::metadata(&path).expect("a socket").ino(), inode);
     daemon.assert_logged("clients cannot connect");
 

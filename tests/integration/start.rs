@@ -270,5 +270,5 @@ fn socket_with_a_full_backlog_is_in_use() {
     assert_eq!(process.wait_for_exit().code(), Some(1));
     assert!(start.elapsed() < PROMPT);
     let log = fs::read_to_string(setup.path("log")).expect("a log");
-    assert!(log.contains("another daemon is listening there"), "{log}");
+    assert!(log.contains("another process is listening there"), "{log}");
 }

@@ -12,8 +12,8 @@ use tracing::{debug, warn};
 
 use crate::admin::connection_slots::{ConnectionSlots, Slot};
 pub use crate::audit::Peer;
-use crate::log_limit::LogLimit;
 use keyward_admin::message::{Command, Reply};
+use keyward_service::log_limit::LogLimit;
 
 /// Maximum length of a command: a path in which each byte is written as `\u0041`, and some sixty
 /// bytes more.

@@ -19,8 +19,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Timestamp;
-use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth, time};
+use keyward_state::{FileError, LazyJournal, Rotation, StateDir, Timestamp, WriteHealth, time};
 
 mod event;
 mod refusals;

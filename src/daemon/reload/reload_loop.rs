@@ -21,8 +21,8 @@ use crate::reload::{
     AcceptedReload, CheckRequest, FileState, LoadedSource, Outcome, Purpose, Refusal, ReloadError, Reloader,
     SetAside, Settings, Trigger, compare,
 };
-use crate::systemd;
 use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, Snapshot};
+use keyward_service::notify;
 use keyward_state::time;
 
 /// Attempts to read a file that changes while it is read. Each attempt first waits until it
@@ -187,7 +187,7 @@ impl ReloadLoop {
         let reads_config = signal || !unforced.is_empty() || !forced.is_empty();
         let is_unforced_due = signal || !unforced.is_empty() || (has_changed && forced.is_empty());
         if is_unforced_due || !forced.is_empty() {
-            systemd::reloading();
+            notify::reloading();
         }
         if is_unforced_due {
             let trigger = match (unforced.is_empty(), signal) {
@@ -264,7 +264,7 @@ impl ReloadLoop {
         self.report(&outcome);
         self.watch.follow(&self.reloader.settings.source.path);
         if cause.trigger != audit::TriggerKind::Start {
-            systemd::ready();
+            notify::ready();
         }
         cause.waiters.answer(&outcome);
         (self.retired, self.recovered) = (None, None);

@@ -12,9 +12,9 @@ use crate::reload::{
     counts,
 };
 use crate::revocation::Durability;
-use crate::systemd;
 use keyward_engine::record::Quoted;
 use keyward_engine::snapshot::{Diff, Example};
+use keyward_service::notify;
 use keyward_source::Diagnostics;
 
 fn ids(examples: &[Example]) -> Vec<&str> {
@@ -165,9 +165,9 @@ impl ReloadLoop {
                 match stale {
                     Some(stale) => {
                         error!("{stale}");
-                        systemd::status(&format!("serving no keys: {stale}"));
+                        notify::status(&format!("serving no keys: {stale}"));
                     }
-                    None => systemd::status(&format!("serving {keys} keys, generation {generation}")),
+                    None => notify::status(&format!("serving {keys} keys, generation {generation}")),
                 }
             }
             Err(error) if self.is_repeated(error) => debug!(%error, "source refused again"),
@@ -189,7 +189,7 @@ impl ReloadLoop {
                          gives it back, unless the source takes it away again"
                     );
                 }
-                systemd::status(&format!("source refused, serving generation {serving}: {error}"));
+                notify::status(&format!("source refused, serving generation {serving}: {error}"));
             }
         }
         if self.current.is_none() && self.reloader.history.last().is_none() {

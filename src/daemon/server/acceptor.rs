@@ -13,11 +13,11 @@ use tracing::{info, warn};
 
 use crate::audit::{Audit, Peer, Socket};
 use crate::config::{Adjusters, Clients};
-use crate::log_limit::LogLimit;
 use crate::server::connection_limits::{LimitReached, OpenConnections};
-use crate::server::listener::shut_down;
 use crate::server::listening_socket::ListeningSocket;
 use crate::server::worker::{AssignedConnection, Worker};
+use keyward_service::listener::shut_down;
+use keyward_service::log_limit::LogLimit;
 
 /// The pause after the system has run out of descriptors or memory and the reserve descriptor did
 /// not help either.

@@ -14,7 +14,6 @@ use crate::admin::{CommandHandler, Peer};
 use crate::audit::{self, Audit, Event, Socket};
 use crate::balances::{BalanceError, BalanceSource};
 use crate::clock::Clock;
-use crate::log::Log;
 use crate::publish::{Epochs, SnapshotReader};
 use crate::reload::{CheckRequest, History, LastGoodStore, Outcome, Trigger};
 use crate::revocation::{CommandOutcome, Revocations, RevokeError, Target};
@@ -28,6 +27,7 @@ use keyward_admin::message::{
     Revoked, Status, Version,
 };
 use keyward_engine::record::Quoted;
+use keyward_service::log::Log;
 use keyward_state::{WriteHealth, time};
 
 #[cfg(test)]
@@ -279,7 +279,7 @@ impl AdminHandler {
             revocations_total,
             calendar_ahead_s: self.balances.calendar_ahead_s(),
             sockets: self.sockets.iter().map(|socket| (socket.name().to_owned(), socket.status())).collect(),
-            log: self.log.health().into(),
+            log: messages::log_status(self.log.health()),
             connections: self.workers.iter().map(Worker::open_connections).sum(),
             accepted_connections: sum(|worker| worker.counters.connections()),
             refused_connections: self.refusals.by_reason(),

@@ -10,7 +10,6 @@ use tokio::task::spawn_local;
 use tracing::{error, info, warn};
 
 use crate::admin;
-use crate::log::Log;
 use crate::reload::Trigger;
 use crate::server::StartError;
 use crate::server::acceptor::{Acceptor, RefusalCounters};
@@ -18,8 +17,10 @@ use crate::server::admin_handler::AdminHandler;
 use crate::server::listening_socket::ListeningSocket;
 use crate::server::signals::SignalAction;
 use crate::server::startup::Daemon;
+use crate::server::systemd_sockets;
 use crate::server::worker::Worker;
-use crate::systemd;
+use keyward_service::log::Log;
+use keyward_service::notify;
 
 /// How long the end waits for workers that do not close their connections, or do not stop charging.
 /// It takes them milliseconds, unless they get no processor time.
@@ -35,8 +36,8 @@ pub(super) async fn serve(
     mut next_signal: impl AsyncFnMut() -> SignalAction,
     log: Log,
 ) -> Result<(), StartError> {
-    let verify = ListeningSocket::new(systemd::VERIFY, daemon.sockets.verify)?;
-    let admin = ListeningSocket::new(systemd::ADMIN, daemon.sockets.admin)?;
+    let verify = ListeningSocket::new(systemd_sockets::VERIFY, daemon.sockets.verify)?;
+    let admin = ListeningSocket::new(systemd_sockets::ADMIN, daemon.sockets.admin)?;
     let refusals = Arc::new(RefusalCounters::default());
     let limits = daemon.open_connections.limits();
     let acceptor = Rc::new(Acceptor::new(
@@ -85,7 +86,7 @@ pub(super) async fn serve(
     }
 
     info!("draining");
-    systemd::stopping();
+    notify::stopping();
     accept_task.abort();
     // Waits for the end of the task. The result says only that it was aborted.
     let _ = accept_task.await;
@@ -135,7 +136,7 @@ async fn accept_clients(
     let ready = async {
         // An error means that the reload thread is gone.
         let _ = first_load.await;
-        systemd::ready();
+        notify::ready();
     };
     if socket.is_adopted() {
         // Clients of systemd's socket have been waiting for the daemon to start, perhaps after a

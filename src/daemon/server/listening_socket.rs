@@ -20,9 +20,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tracing::{error, warn};
 
-use crate::server::listener::{ListenError, Listener, register, shut_down};
-use crate::server::socket_file::FileId;
 use keyward_admin::message::SocketStatus;
+use keyward_service::listener::{ListenError, Listener, register, shut_down};
+use keyward_service::socket_file::FileId;
 
 /// How often the file is checked, and therefore how long clients cannot connect after it was
 /// removed.
@@ -228,7 +228,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::server::listener::ListenerSpec;
+    use keyward_service::listener::ListenerSpec;
 
     /// How long an operation may take before the test fails.
     const TIMEOUT: Duration = Duration::from_secs(20);

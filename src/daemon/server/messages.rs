@@ -3,7 +3,6 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::log;
 use crate::publish::Published;
 use crate::reload::last_good::LastGoodStatus;
 use crate::reload::{
@@ -15,6 +14,7 @@ use keyward_admin::message::{
     Reload, Revoked, Target, Unwritten, Withheld,
 };
 use keyward_engine::snapshot::Diff;
+use keyward_service::log;
 use keyward_source::{self as source, Column};
 use keyward_state as state;
 
@@ -190,10 +190,8 @@ pub(super) fn unwritten(unwritten: state::Unwritten) -> Unwritten {
     }
 }
 
-impl From<log::Health> for LogStatus {
-    fn from(log::Health { dropped, failing_since, error }: log::Health) -> Self {
-        Self { dropped, failing_since: failing_since.map(|since| since.to_string()), error }
-    }
+pub(super) fn log_status(log::Health { dropped, failing_since, error }: log::Health) -> LogStatus {
+    LogStatus { dropped, failing_since: failing_since.map(|since| since.to_string()), error }
 }
 
 /// The first keys of each change.

@@ -12,12 +12,12 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use crate::config::{Config, ConfigError};
-use crate::log::Log;
 use crate::reload::LastGoodStore;
 use crate::revocation;
 use crate::server::rollback::Rollback;
 use crate::server::startup::Startup;
-use crate::systemd;
+use keyward_service::listener::ListenError;
+use keyward_service::log::Log;
 use keyward_state as state;
 
 mod acceptor;
@@ -25,7 +25,6 @@ mod admin_handler;
 mod connection_limits;
 mod control;
 mod descriptors;
-mod listener;
 mod listening_socket;
 mod messages;
 mod reload_config;
@@ -33,15 +32,15 @@ mod rollback;
 mod signals;
 #[cfg(feature = "simulation")]
 pub mod simulation;
-mod socket_file;
 mod socket_preview;
 mod startup;
+mod systemd_sockets;
 mod worker;
 
-pub use listener::ListenError;
 pub use messages::{diagnostics, diff, withheld};
 pub use signals::Signals;
 pub use socket_preview::preview_sockets;
+pub use systemd_sockets::SystemdSocketsError;
 
 /// Reads the configuration. Called at the start, and again for each reload.
 pub type LoadConfig = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
@@ -123,7 +122,7 @@ pub enum StartError {
     Revocations(#[from] revocation::LoadError),
     /// systemd passed other sockets than the daemon needs.
     #[error(transparent)]
-    Sockets(#[from] systemd::SocketsError),
+    Sockets(#[from] SystemdSocketsError),
     /// A signal stopped the daemon before it served.
     #[error("stopped during the start")]
     Abandoned,

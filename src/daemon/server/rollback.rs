@@ -8,7 +8,7 @@ use tracing::info;
 use crate::audit::Audit;
 use crate::server::StartError;
 use crate::server::acceptor::dismiss_backlog;
-use crate::server::socket_file::SocketFile;
+use keyward_service::socket_file::SocketFile;
 
 /// Records the effects of a start-up; clones share them. The files of the state directory need no
 /// rollback, because they are complete at any moment.

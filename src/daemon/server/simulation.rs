@@ -14,7 +14,6 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::task::LocalSet;
 
-use crate::log::Log;
 use crate::reload::LastGoodStore;
 use crate::server::control;
 use crate::server::rollback::Rollback;
@@ -22,6 +21,7 @@ use crate::server::signals::SignalAction;
 use crate::server::startup::Startup;
 use crate::server::worker::Worker;
 use crate::server::{LoadConfig, StartError};
+use keyward_service::log::Log;
 
 /// A running daemon.
 pub struct Process {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::config::{DEFAULT_SOCKET, Server};
-use crate::server::listener::{ListenError, ListenerSpec};
+use keyward_service::listener::{ListenError, ListenerSpec};
 
 /// What would prevent a start from making its sockets, as far as this user can see, unless systemd
 /// passes them. The directory of the default socket is left out: systemd makes it.

@@ -18,21 +18,22 @@ use crate::config::Config;
 use crate::connection::{
     Counters, Metrics, Shutdown, ShutdownControl, Timeouts, VerifyInputs, WorkerContext,
 };
-use crate::log::Log;
 use crate::publish::{Epochs, Publisher, SnapshotReader, Subscription};
 use crate::reload::{History, LastGoodStore, Reloader, Settings, Trigger, trigger_channel};
 use crate::revocation::{self, Revocations};
 use crate::server::connection_limits::{ConnectionLimits, OpenConnections};
 use crate::server::descriptors::connection_limit;
-use crate::server::listener::{Listener, ListenerSpec};
 use crate::server::reload_config::{config_loader, configuration_event, settings};
 use crate::server::rollback::Rollback;
+use crate::server::systemd_sockets::{self, SystemdSockets};
 use crate::server::worker::Worker;
 use crate::server::{LoadConfig, SetUpLog, StartError, os_error};
-use crate::systemd;
 use crate::usage::{self, Usage};
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_memory as memory;
+use keyward_service::listener::{Listener, ListenerSpec};
+use keyward_service::log::Log;
+use keyward_service::notify;
 use keyward_state::{self as state, Generations, StateDir, Unwritten, WriteHealth};
 
 /// How long a reload or a revocation waits for peers to read answers that were made before it.
@@ -162,7 +163,7 @@ impl Sockets {
     /// Takes systemd's sockets, or binds new ones.
     fn open(config: &Config, rollback: &Rollback) -> Result<Self, StartError> {
         rollback.step(|effects| {
-            if let Some(systemd::Sockets { verify, admin }) = systemd::take_sockets()? {
+            if let Some(SystemdSockets { verify, admin }) = systemd_sockets::take()? {
                 return Ok(Self { verify: Listener::adopt(verify), admin: Listener::adopt(admin) });
             }
             let server = &config.server;
@@ -196,7 +197,7 @@ impl State {
     /// there is another file, the list must exist too.
     fn open(config: &Config) -> Result<Self, StartError> {
         let health = WriteHealth::default();
-        health.observe(|unwritten| systemd::unwritten(&file_names(unwritten)));
+        health.observe(|unwritten| notify::unwritten(&file_names(unwritten)));
         let (path, is_explicit) = (&config.server.state_dir, config.server.state_dir_is_explicit);
         let directory = StateDir::open_reporting(path, is_explicit, health.clone())?.map(Arc::new);
         let revocations = revocation::load(directory.clone())?;

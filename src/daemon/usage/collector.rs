@@ -15,9 +15,8 @@ use super::log::{Event, FlushedLog, UnknownKeys};
 use super::query::UsageQuery;
 use super::table::{Table, Walk};
 use super::writer::{Interval, Writer};
-use crate::clock::Timestamp;
 use keyward_admin::message::UsageReport;
-use keyward_state::FileError;
+use keyward_state::{FileError, Timestamp};
 
 #[cfg(test)]
 mod tests;

@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::Message;
 use super::log::UnknownKeys;
 use super::table::{Delta, used};
-use crate::clock::Timestamp;
 use keyward_admin::message::UsageCounts;
-use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
+use keyward_state::{FileError, LazyJournal, Rotation, StateDir, Timestamp, WriteHealth};
 
 /// The name of the file.
 pub(super) const FILE: &str = "usage.jsonl";

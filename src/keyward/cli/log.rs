@@ -2,8 +2,8 @@
 
 use std::io;
 
-use keyward_daemon::log::Log;
 use keyward_engine::record::{Printable, escape_json};
+use keyward_service::log::Log;
 use keyward_settings::{self as settings, LogFormat};
 use tracing::Level;
 use tracing_subscriber::Layer;

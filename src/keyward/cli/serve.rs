@@ -8,8 +8,8 @@ use clap::Args;
 use super::exit::{CliError, Exit};
 use super::options::ConfigOptions;
 use keyward_daemon::config::{Config, ConfigError, Overrides};
-use keyward_daemon::log::{FLUSH_TIMEOUT, Log};
 use keyward_daemon::server::{Signals, StartError};
+use keyward_service::log::{FLUSH_TIMEOUT, Log};
 
 const HELP: &str = "\
 A path that is given here is relative to the working directory; one in the configuration file is absolute.

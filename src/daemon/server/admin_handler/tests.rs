@@ -10,8 +10,8 @@ use super::*;
 use crate::balances::PendingLoss;
 use crate::publish::Publisher;
 use crate::reload::trigger_channel;
-use crate::server::listener::Listener;
 use crate::usage::UsagePolicy;
+use keyward_service::listener::Listener;
 use keyward_state::Rotation;
 
 /// How long a test waits for an acknowledgement that must not come.

@@ -15,7 +15,7 @@ const MAX_STATUS: usize = 512;
 /// line.
 static STATUS: Mutex<StatusLine> = Mutex::new(StatusLine { text: String::new(), unwritten: String::new() });
 
-/// The daemon answers requests, after the start or again after a reload.
+/// The service answers requests, after the start or again after a reload.
 pub fn ready() {
     notify(&[NotifyState::Ready]);
 }
@@ -28,7 +28,7 @@ pub fn reloading() {
     }
 }
 
-/// The daemon is draining.
+/// The service is draining.
 pub fn stopping() {
     notify(&[NotifyState::Stopping]);
 }

@@ -1,8 +1,8 @@
 //! The file of a listening socket: its identity, its lock, and the removal of a stale one.
 //!
-//! A socket file on which no process listens was left behind by a daemon that was killed, and is
+//! A socket file on which no process listens was left behind by a service that was killed, and is
 //! replaced. A file on which a process listens is not. Probing a socket and replacing it are two
-//! steps, so a lock file beside the socket decides between two daemons that start at the same
+//! steps, so a lock file beside the socket decides between two services that start at the same
 //! moment.
 
 use std::fs::{File, Metadata, OpenOptions};
@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use super::listener::ListenError;
+use crate::listener::ListenError;
 
 /// Symbolic links are not followed, and opening a named pipe does not block.
 const LOCK_FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).bits() as i32;
@@ -23,7 +23,7 @@ const LOCK_FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::C
 /// Identifies a file independently of its mode and owner. Inode numbers are reused; the birth time
 /// tells such files apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileId {
+pub struct FileId {
     device: u64,
     inode: u64,
     birth_time: Option<SystemTime>,
@@ -34,7 +34,7 @@ impl FileId {
     ///
     /// # Errors
     /// When the file cannot be examined.
-    pub(super) fn of(path: &Path) -> io::Result<Option<Self>> {
+    pub fn of(path: &Path) -> io::Result<Option<Self>> {
         match std::fs::symlink_metadata(path) {
             Ok(metadata) => Ok(Some(Self::from(&metadata))),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -53,14 +53,16 @@ impl From<&Metadata> for FileId {
 
 /// A socket file that this process made.
 #[derive(Clone, Debug)]
-pub(super) struct SocketFile {
-    pub(super) path: PathBuf,
-    pub(super) id: FileId,
+pub struct SocketFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// What tells it from another file that takes its path.
+    pub id: FileId,
 }
 
 impl SocketFile {
     /// Removes the file, unless another file has taken its name.
-    pub(super) fn remove(&self) {
+    pub fn remove(&self) {
         if matches!(FileId::of(&self.path), Ok(Some(found)) if found == self.id) {
             // The file may be gone already.
             let _ = std::fs::remove_file(&self.path);
@@ -69,7 +71,7 @@ impl SocketFile {
 }
 
 /// The lock file beside a socket file, held until it is dropped.
-pub(super) struct SocketLock {
+pub struct SocketLock {
     path: PathBuf,
     file: File,
 }
@@ -87,8 +89,8 @@ impl SocketLock {
     /// Takes the lock of the socket at `path`.
     ///
     /// # Errors
-    /// When another daemon holds the lock, or the lock file cannot be created.
-    pub(super) fn take(path: &Path) -> Result<Self, ListenError> {
+    /// When another process holds the lock, or the lock file cannot be created.
+    pub fn take(path: &Path) -> Result<Self, ListenError> {
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
             && is_missing(directory)
         {
@@ -125,8 +127,8 @@ impl SocketLock {
     }
 
     /// Whether the lock file still has its name. A lock without a name does not exclude another
-    /// daemon.
-    pub(super) fn is_in_place(&self) -> bool {
+    /// process.
+    pub fn is_in_place(&self) -> bool {
         let own = self.file.metadata().map(|metadata| FileId::from(&metadata));
         matches!((own, FileId::of(&self.path)), (Ok(own), Ok(Some(found))) if own == found)
     }
@@ -136,7 +138,7 @@ impl SocketLock {
 ///
 /// # Errors
 /// When a process listens on the socket, or the file is not a socket.
-pub(super) fn remove_leftover(path: &Path) -> Result<(), ListenError> {
+pub fn remove_leftover(path: &Path) -> Result<(), ListenError> {
     let io = |what| move |source| ListenError::Io { path: path.to_path_buf(), what, source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -1,13 +1,13 @@
-//! The daemon's log: a bounded queue in memory, and one thread that writes it to standard error.
+//! The log of a service: a bounded queue in memory, and one thread that writes it to standard error.
 //!
 //! Standard error belongs to the environment. It can be full, closed, or a pipe that is never read,
 //! and a write to it can block forever. Only the thread `log` writes to it, so nothing else in the
-//! daemon waits for it or fails with it. A line is dropped if the queue is full or if it cannot be
+//! process waits for it or fails with it. A line is dropped if the queue is full or if it cannot be
 //! written. Dropped lines are counted, in [`Log::health`] and in a line of the log once lines can
 //! be written again.
 //!
 //! O_NONBLOCK would be no alternative: it is a property of the open file description, which the
-//! daemon may share with other processes.
+//! process may share.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use tracing::error;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::clock::Timestamp;
+use keyward_state::Timestamp;
 
 /// Maximum number of bytes in the queue: the diagnostics of some hundred refused reloads.
 const MAX_BYTES: usize = 1 << 20;
@@ -35,7 +35,7 @@ const MAX_LINES: usize = 8_192;
 /// reports do not displace other lines.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the daemon waits for the queue to be written before it ends. On a busy machine the
+/// How long a service waits for the queue to be written before it ends. On a busy machine the
 /// thread may not run for a while, and the last line says why a start was refused.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -8,13 +8,13 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Lets one line per [`LOG_INTERVAL`] pass.
 #[derive(Default)]
-pub(crate) struct LogLimit {
+pub struct LogLimit {
     last_logged: Cell<Option<Instant>>,
 }
 
 impl LogLimit {
     /// Whether a line may be logged now. If so, the interval begins again.
-    pub(crate) fn may_log(&self) -> bool {
+    pub fn may_log(&self) -> bool {
         let is_due = self.last_logged.get().is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL);
         if is_due {
             self.last_logged.set(Some(Instant::now()));

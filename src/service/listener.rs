@@ -1,4 +1,4 @@
-//! A listening socket, bound by the daemon or adopted from systemd.
+//! A listening socket, bound by this process or adopted from systemd.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{PermissionsExt, lchown};
@@ -8,32 +8,34 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Mode;
 use rustix::net::Shutdown;
 
-use crate::server::socket_file::{FileId, SocketFile, SocketLock, remove_leftover};
+use crate::socket_file::{FileId, SocketFile, SocketLock, remove_leftover};
 use keyward_settings::{Group, GroupError};
 
 /// The path, permissions and group of a socket to bind.
 #[derive(Clone, Debug)]
-pub(super) struct ListenerSpec {
+pub struct ListenerSpec {
     /// The path of the socket.
-    pub(super) path: PathBuf,
+    pub path: PathBuf,
     /// Its permissions.
-    pub(super) mode: u32,
+    pub mode: u32,
     /// The group that owns the socket; `None`: the group of the process.
-    pub(super) gid: Option<u32>,
+    pub gid: Option<u32>,
 }
 
 /// A listening socket.
-pub(super) struct Listener {
-    pub(super) socket: UnixListener,
+pub struct Listener {
+    /// The socket.
+    pub socket: UnixListener,
     /// The socket's file. `None`: systemd owns it.
-    pub(super) bound: Option<BoundSocket>,
+    pub bound: Option<BoundSocket>,
 }
 
 /// The file of a socket that this process has bound. It is removed on drop, while the lock is still
 /// held.
-pub(super) struct BoundSocket {
+pub struct BoundSocket {
     spec: ListenerSpec,
-    pub(super) file: SocketFile,
+    /// The file.
+    pub file: SocketFile,
     lock: SocketLock,
 }
 
@@ -41,21 +43,21 @@ pub(super) struct BoundSocket {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages show what the fields are")]
 pub enum ListenError {
-    /// Another daemon uses the socket.
-    #[error("{}: another daemon is listening there; stop it, or name another socket (--socket, --admin-socket)", path.display())]
+    /// Another process uses the socket.
+    #[error("{}: another process is listening there; stop it, or name another socket", path.display())]
     InUse { path: PathBuf },
     /// The path names a file that is not a socket.
-    #[error("{}: there is a file that is not a socket; move it away, or name another socket (--socket, --admin-socket)", path.display())]
+    #[error("{}: there is a file that is not a socket; move it away, or name another socket", path.display())]
     NotASocket { path: PathBuf },
     /// The path of the lock names something other than a regular file.
     #[error(
         "{}: the lock beside the socket must be a regular file, and this is a link, a directory, a pipe or a device; remove it, \
-         or name a socket elsewhere (--socket, --admin-socket)",
+         or name a socket elsewhere",
         path.display()
     )]
     NotALock { path: PathBuf },
     /// The directory of the socket does not exist.
-    #[error("{}: there is no such directory to put a socket in; create it, or name another socket (--socket)", path.display())]
+    #[error("{}: there is no such directory to put a socket in; create it, or name another socket", path.display())]
     NoDirectory { path: PathBuf },
     /// A system call failed.
     #[error("{}: cannot {what}: {source}", path.display())]
@@ -77,7 +79,7 @@ impl ListenerSpec {
     ///
     /// # Errors
     /// When `group` does not exist.
-    pub(super) fn new(path: &Path, mode: u32, group: Option<&Group>) -> Result<Self, ListenError> {
+    pub fn new(path: &Path, mode: u32, group: Option<&Group>) -> Result<Self, ListenError> {
         let gid = group.map(Group::resolve).transpose();
         let gid = gid.map_err(|source| ListenError::Group { path: path.to_path_buf(), source })?;
         Ok(Self { path: path.to_path_buf(), mode, gid })
@@ -86,7 +88,7 @@ impl ListenerSpec {
 
 impl Listener {
     /// A socket that systemd opened.
-    pub(super) fn adopt(socket: UnixListener) -> Self {
+    pub fn adopt(socket: UnixListener) -> Self {
         Self { socket, bound: None }
     }
 
@@ -94,7 +96,7 @@ impl Listener {
     ///
     /// # Errors
     /// See [`ListenError`].
-    pub(super) fn bind(spec: ListenerSpec) -> Result<Self, ListenError> {
+    pub fn bind(spec: ListenerSpec) -> Result<Self, ListenError> {
         let lock = SocketLock::take(&spec.path)?;
         let (socket, file) = bind(&spec)?;
         Ok(Self { socket, bound: Some(BoundSocket { spec, file, lock }) })
@@ -102,7 +104,7 @@ impl Listener {
 
     /// Accepts a connection of the backlog. `None`: there is none. To be called inside a runtime,
     /// once the socket is [registered](register).
-    pub(super) fn accept_pending(&self) -> Option<io::Result<tokio::net::UnixStream>> {
+    pub fn accept_pending(&self) -> Option<io::Result<tokio::net::UnixStream>> {
         let accepted = match self.socket.accept() {
             // The latter: the socket is shut down.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::InvalidInput) => None,
@@ -121,7 +123,7 @@ impl BoundSocket {
     ///
     /// # Errors
     /// As [`Listener::bind`]; also when another process listens at the path.
-    pub(super) fn rebind(&mut self) -> Result<UnixListener, ListenError> {
+    pub fn rebind(&mut self) -> Result<UnixListener, ListenError> {
         if !self.lock.is_in_place() {
             self.lock = SocketLock::take(&self.spec.path)?;
         }
@@ -139,7 +141,7 @@ impl Drop for BoundSocket {
 
 /// Refuses further connections to a listening socket (ECONNREFUSED), in all processes that have it.
 /// Those in its backlog can still be accepted.
-pub(super) fn shut_down(socket: &UnixListener) {
+pub fn shut_down(socket: &UnixListener) {
     // If it fails, connections that arrive before the socket is closed are reset.
     let _ = rustix::net::shutdown(socket, Shutdown::Read);
 }
@@ -148,7 +150,7 @@ pub(super) fn shut_down(socket: &UnixListener) {
 ///
 /// # Errors
 /// When it cannot be registered.
-pub(super) fn register(socket: &UnixListener) -> Result<tokio::net::UnixListener, ListenError> {
+pub fn register(socket: &UnixListener) -> Result<tokio::net::UnixListener, ListenError> {
     let registered = socket.try_clone().and_then(|socket| {
         socket.set_nonblocking(true)?;
         tokio::net::UnixListener::from_std(socket)
