@@ -8,6 +8,7 @@ use std::fmt;
 use data_encoding::BASE64;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
 /// Where keys are looked for. What is not named here is not a key.
@@ -27,7 +28,8 @@ pub struct CredentialPlaces {
 }
 
 /// The part of HTTP Basic credentials that is the key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum BasicPart {
     /// What precedes the first colon. The password is ignored.
     User,

@@ -7,12 +7,14 @@ use std::borrow::Cow;
 
 use http::header::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
+use serde::Deserialize;
 
 use crate::header::{HeaderError, single};
 use crate::route::Requirements;
 
 /// What a hint is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum HintKind {
     /// Further scopes that the key needs, separated by spaces or commas.
     Scopes,
@@ -25,7 +27,8 @@ pub enum HintKind {
 }
 
 /// Where hints are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum HintPlace {
     /// In headers: `X-Keyward-Scopes`, `X-Keyward-Cost`, `X-Keyward-Costs`, `X-Keyward-Environment`. The
     /// gateway has to set them over those of the client.

@@ -18,8 +18,11 @@
 
 pub mod check;
 pub mod client_address;
+pub mod companion;
+pub mod config;
 pub mod credential;
 pub mod gateway;
+mod gateway_handler;
 pub mod header;
 pub mod hint;
 pub mod identity;

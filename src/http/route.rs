@@ -2,6 +2,7 @@
 
 use http::Method;
 use keyward_client::Request;
+use serde::Deserialize;
 
 use crate::target::Target;
 
@@ -21,7 +22,8 @@ pub struct Requirements {
 }
 
 /// What happens to the requests of a route.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// A key is needed.
     #[default]

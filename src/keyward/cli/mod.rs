@@ -23,6 +23,7 @@ mod compile;
 mod demo;
 mod exit;
 mod format;
+mod http;
 mod hyphen;
 mod key;
 mod key_change;
@@ -69,6 +70,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Http(http::Http),
     Check(check::Check),
     Compile(compile::Compile),
     Verify(verify::Verify),
@@ -89,6 +91,7 @@ impl Command {
     fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         match self {
             Self::Serve(serve) => serve.run(Signals::catch()),
+            Self::Http(http) => http.run(streams),
             Self::Check(check) => check.run(streams),
             Self::Compile(compile) => compile.run(streams),
             Self::Verify(verify) => verify.run(streams),

@@ -1,0 +1,260 @@
+//! The process: sockets, threads, and the stop.
+//!
+//! Each thread has a runtime of its own, and accepts connections from all listeners. A connection
+//! stays on its thread, and so do its requests to the daemon: no request wakes another thread.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::rc::Rc;
+use std::thread;
+
+use keyward_client::{Client, Options};
+use keyward_service::listener::{BoundSocket, ListenError, Listener as UnixSocket, ListenerSpec};
+use keyward_service::notify;
+use keyward_service::passed_sockets::{PassedKind, PassedSocket};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinSet, LocalSet};
+use tracing::{info, warn};
+
+use crate::config::{Config, GatewayListener, ListenAddress};
+use crate::gateway_handler::GatewayHandler;
+use crate::server::{Listener, ServerLimits, serve};
+
+/// Why the companion cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A Unix socket cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A TCP port cannot be listened on.
+    #[error("{address}: cannot listen: {source}")]
+    Tcp {
+        /// The address and the port.
+        address: std::net::SocketAddr,
+        /// The error of the system call.
+        source: io::Error,
+    },
+    /// systemd passed a socket that no gateway needs.
+    #[error(
+        "systemd passed {name:?} ({kind}), and {problem}. FileDescriptorName= of a socket unit has to be the name of a gateway \
+         in the configuration, with ListenStream="
+    )]
+    Passed {
+        /// Its name.
+        name: String,
+        /// What it is.
+        kind: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A system call failed.
+    #[error("cannot {what}: {source}")]
+    Os {
+        /// The operation.
+        what: &'static str,
+        /// The error of the system call.
+        source: io::Error,
+    },
+}
+
+/// A listening socket, before a thread registers it with its runtime.
+enum Socket {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// A socket and what is done with its connections.
+struct Endpoint {
+    gateway: GatewayListener,
+    socket: Socket,
+    /// The file of a socket that this process has bound. It is removed on drop.
+    _file: Option<BoundSocket>,
+}
+
+/// SIGTERM, SIGINT and SIGHUP, and the runtime of the main thread, which receives them.
+pub struct Signals {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    /// Installs the signal handlers. Until then a signal's default action ends the process.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn catch() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let [terminate, interrupt, hang_up] = {
+            let _entered = runtime.enter();
+            let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+            let [terminate, interrupt, hang_up] = kinds.map(signal);
+            [terminate?, interrupt?, hang_up?]
+        };
+        Ok(Self { runtime, terminate, interrupt, hang_up })
+    }
+
+    /// Waits for SIGTERM or SIGINT.
+    fn wait_for_stop(self) {
+        let Self { runtime, mut terminate, mut interrupt, mut hang_up } = self;
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return,
+                    _ = interrupt.recv() => return,
+                    _ = hang_up.recv() => {
+                        warn!("SIGHUP is ignored: the configuration is read at the start. Restart instead");
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Serves until a signal ends the process. `passed` are the sockets that systemd has opened.
+///
+/// # Errors
+/// When a socket cannot be listened on, or a thread cannot be started.
+pub fn run(config: Config, passed: Vec<PassedSocket>, signals: Signals) -> Result<(), RunError> {
+    // A core dump would write the keys that are being checked to disk.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| os_error("forbid core dumps")(error.into()))?;
+    let server = config.server;
+    let endpoints = open(config.gateways, passed)?;
+    let (stop, stopping) = watch::channel(false);
+    let limits = per_thread(server.limits, server.workers);
+    let mut threads = Vec::new();
+    for number in 0..server.workers {
+        let listeners = endpoints
+            .iter()
+            .map(|endpoint| Ok((endpoint.gateway.clone(), endpoint.socket.try_clone()?)))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(os_error("copy a listening socket"))?;
+        let options = Options::new(&server.keyward).deadline(server.deadline);
+        let stopping = stopping.clone();
+        let thread = thread::Builder::new().name(format!("http-{number}"));
+        let thread = thread.spawn(move || work(listeners, limits, options, stopping));
+        threads.push(thread.map_err(os_error("start a thread"))?);
+    }
+    for Endpoint { gateway, .. } in &endpoints {
+        info!(gateway = gateway.name, kind = ?gateway.rules.gateway, listen = %gateway.listen, "listening");
+    }
+    notify::ready();
+    signals.wait_for_stop();
+    notify::stopping();
+    info!("stopping");
+    // The receivers are gone if all threads have failed.
+    let _ = stop.send(true);
+    let results = threads.into_iter().map(|thread| {
+        thread.join().unwrap_or_else(|_| Err(os_error("serve")(io::Error::other("a thread panicked"))))
+    });
+    results.collect()
+}
+
+/// One thread.
+fn work(
+    listeners: Vec<(GatewayListener, Socket)>,
+    limits: ServerLimits,
+    options: Options,
+    stopping: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(os_error("start a runtime"))?;
+    LocalSet::new().block_on(&runtime, async {
+        let client = Client::with_options(options);
+        let mut serving = JoinSet::new();
+        for (GatewayListener { name, rules, .. }, socket) in listeners {
+            let listener = socket.register().map_err(os_error("listen"))?;
+            let handler = GatewayHandler::new(name, rules, client.clone());
+            serving.spawn_local(serve(listener, limits, Rc::new(handler), stopping.clone()));
+        }
+        while serving.join_next().await.is_some() {}
+        Ok(())
+    })
+}
+
+/// The limits of one of `threads` threads.
+fn per_thread(limits: ServerLimits, threads: usize) -> ServerLimits {
+    ServerLimits { max_connections: limits.max_connections.div_ceil(threads.max(1)), ..limits }
+}
+
+/// Takes the sockets from systemd, and binds the others.
+fn open(gateways: Vec<GatewayListener>, passed: Vec<PassedSocket>) -> Result<Vec<Endpoint>, RunError> {
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for PassedSocket { name, kind } in passed {
+        let refused = |kind: &PassedKind, problem| RunError::Passed {
+            name: name.clone(),
+            kind: kind.to_string(),
+            problem,
+        };
+        let Some(gateway) = gateways.iter().find(|gateway| gateway.name == name) else {
+            return Err(refused(&kind, "no gateway has this name"));
+        };
+        if endpoints.iter().any(|endpoint| endpoint.gateway.name == name) {
+            return Err(refused(&kind, "there is another of this name"));
+        }
+        let socket = match kind {
+            PassedKind::Unix(listener) => Socket::Unix(listener),
+            PassedKind::Tcp(listener) => match listener.local_addr() {
+                Ok(address) if address.ip().is_loopback() => Socket::Tcp(listener),
+                _ => return Err(refused(&PassedKind::Tcp(listener), "it is not on the loopback interface")),
+            },
+            kind @ PassedKind::Other(_) => return Err(refused(&kind, "it is not a listening stream socket")),
+        };
+        endpoints.push(Endpoint { gateway: gateway.clone(), socket, _file: None });
+    }
+    for gateway in gateways {
+        if !endpoints.iter().any(|endpoint| endpoint.gateway.name == gateway.name) {
+            endpoints.push(bind(gateway)?);
+        }
+    }
+    Ok(endpoints)
+}
+
+fn bind(gateway: GatewayListener) -> Result<Endpoint, RunError> {
+    let (socket, file) = match &gateway.listen {
+        ListenAddress::Unix(path) => {
+            let mode = gateway.socket_mode.bits();
+            let spec = ListenerSpec::new(path.as_path(), mode, gateway.socket_group.as_ref())?;
+            let UnixSocket { socket, bound } = UnixSocket::bind(spec)?;
+            (Socket::Unix(socket), bound)
+        }
+        ListenAddress::Tcp(address) => {
+            let bound = TcpListener::bind(address);
+            (Socket::Tcp(bound.map_err(|source| RunError::Tcp { address: *address, source })?), None)
+        }
+    };
+    Ok(Endpoint { gateway, socket, _file: file })
+}
+
+impl Socket {
+    fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Unix(socket) => socket.try_clone().map(Self::Unix),
+            Self::Tcp(socket) => socket.try_clone().map(Self::Tcp),
+        }
+    }
+
+    /// Registers the socket with the current runtime.
+    fn register(self) -> io::Result<Listener> {
+        match self {
+            Self::Unix(socket) => {
+                socket.set_nonblocking(true)?;
+                tokio::net::UnixListener::from_std(socket).map(Listener::Unix)
+            }
+            Self::Tcp(socket) => {
+                socket.set_nonblocking(true)?;
+                tokio::net::TcpListener::from_std(socket).map(Listener::Tcp)
+            }
+        }
+    }
+}
+
+/// Converts the error of a system call. `what` completes the sentence "cannot …".
+fn os_error(what: &'static str) -> impl Fn(io::Error) -> RunError {
+    move |source| RunError::Os { what, source }
+}
