@@ -37,6 +37,8 @@ pub mod persist;
 mod rate;
 #[path = "../../src/engine/limiter/reclaim.rs"]
 mod reclaim;
+#[path = "../../src/engine/limiter/renew.rs"]
+mod renew;
 #[path = "../../src/engine/limiter/retained.rs"]
 mod retained;
 #[path = "../../src/engine/limiter/rule.rs"]

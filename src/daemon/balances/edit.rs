@@ -98,7 +98,7 @@ impl BalanceSource {
         let latest = self.limiter.latest_unix();
         let now = self.clock.now();
         let snapshot = self.snapshots.current();
-        let live = snapshot.iter().flat_map(|snapshot| snapshot.buckets()).map(|(bucket, _)| bucket);
+        let live = snapshot.iter().flat_map(|snapshot| snapshot.buckets()).map(|(limit, _)| limit);
         let ahead_s = latest.saturating_sub(now.unix);
         let moved = if ahead_s > 0 { allocator.set_calendar_back(&self.limiter, live, now) } else { 0 };
         CalendarReset { ahead_s, moved }

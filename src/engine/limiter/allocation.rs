@@ -5,6 +5,9 @@
 //! rule: an owner's limit, if the owner's keys are on plans that define it differently. If the wanted
 //! rules are exactly the existing ones, each bucket continues by itself. Otherwise every wanted
 //! bucket starts with the lowest balance of all existing ones.
+//!
+//! Buckets of former rules are not part of this comparison, but their balances count: they are
+//! [retained](super::reclaim) because they may be the lowest.
 
 use std::sync::PoisonError;
 
@@ -13,6 +16,7 @@ use crate::limiter::buckets::{Buckets, Migration};
 use crate::limiter::charge::Limiter;
 use crate::limiter::limit_id::LimitId;
 use crate::limiter::reclaim::PendingReclaim;
+use crate::limiter::retained::RetainedBucket;
 use crate::limiter::rule::Rule;
 use crate::limiter::slot_set::SlotSet;
 use crate::limiter::slots::BucketRef;
@@ -70,14 +74,15 @@ impl Allocation<'_> {
         if let Some(previous) = previous.filter(|previous| previous.rule.shares_words_with(rule)) {
             return Some(self.reuse(previous));
         }
-        match (previous, self.retained(id)) {
-            (None, []) => self.take_unspent(rule),
-            (None, &[only]) if only.rule.shares_words_with(rule) => Some(self.reuse(only)),
-            (previous, retained) => {
-                let existing: Vec<BucketRef> = previous.iter().chain(retained).copied().collect();
-                self.migrate(&existing, rule)
-            }
+        let retained = self.retained(id);
+        if previous.is_none()
+            && let [only] = *current(retained)
+            && only.rule.shares_words_with(rule)
+        {
+            return Some(self.reuse(only));
         }
+        let existing = all_balances(previous.as_slice(), retained);
+        self.migrate(&existing, rule)
     }
 
     /// Assigns a slot to each bucket of the limit `id`, which has one for each of `rules`. No two of
@@ -93,15 +98,17 @@ impl Allocation<'_> {
         let find = |existing: &[BucketRef], rule: Rule| {
             existing.iter().find(|bucket| bucket.rule.shares_words_with(rule)).map(|bucket| bucket.slot)
         };
-        let unchanged = if previous.is_empty() { self.retained(|| id) } else { previous };
+        let retained = self.retained(|| id);
+        let unchanged: Vec<BucketRef> =
+            if previous.is_empty() { current(retained) } else { previous.to_vec() };
         let has_rules = unchanged.len() == rules.len();
         let slots: Option<Vec<u32>> =
-            has_rules.then(|| rules.iter().map(|rule| find(unchanged, *rule)).collect()).flatten();
+            has_rules.then(|| rules.iter().map(|rule| find(&unchanged, *rule)).collect()).flatten();
         if let Some(slots) = slots {
             let buckets = slots.into_iter().zip(rules).map(|(slot, rule)| BucketRef { slot, rule: *rule });
             return Some(buckets.inspect(|bucket| _ = self.reuse(*bucket)).collect());
         }
-        let existing: Vec<BucketRef> = previous.iter().chain(self.retained(|| id)).copied().collect();
+        let existing = all_balances(previous, self.retained(|| id));
         rules
             .iter()
             .map(|rule| Some(BucketRef { slot: self.migrate(&existing, *rule)?, rule: *rule }))
@@ -161,7 +168,7 @@ impl Allocation<'_> {
     }
 
     /// The retained buckets of a limit. They stay retained until the allocation is reclaimed.
-    fn retained(&self, id: impl FnOnce() -> LimitId) -> &[BucketRef] {
+    fn retained(&self, id: impl FnOnce() -> LimitId) -> &[RetainedBucket] {
         // An id costs a hash, and usually no bucket is retained.
         if self.allocator.retained.is_empty() { &[] } else { self.allocator.retained.get(&id()) }
     }
@@ -180,6 +187,15 @@ impl Allocation<'_> {
         self.new_slots.push(slot);
         Some(slot)
     }
+}
+
+/// The retained buckets of the rules that the limit had when its keys were removed.
+fn current(retained: &[RetainedBucket]) -> Vec<BucketRef> {
+    retained.iter().filter(|bucket| !bucket.is_former).map(RetainedBucket::bucket).collect()
+}
+
+fn all_balances(previous: &[BucketRef], retained: &[RetainedBucket]) -> Vec<BucketRef> {
+    previous.iter().copied().chain(retained.iter().map(RetainedBucket::bucket)).collect()
 }
 
 impl Drop for Allocation<'_> {

@@ -52,7 +52,7 @@ impl Buckets {
     }
 
     /// The word of a bucket, and the rule to read it with at `now` or at the time of a later charge.
-    pub(super) fn read(&self, bucket: BucketRef, now: Now) -> (Word, RuleAt) {
+    pub(super) fn read(&self, bucket: BucketRef, now: Now) -> (Word, RuleAt<'_>) {
         let word = self.slots.load(bucket.slot);
         (word, bucket.rule.at(self.latest_time.advance_to(now), &self.calendar))
     }

@@ -99,6 +99,7 @@ impl Window {
 }
 
 /// The windows of all periods.
+#[derive(Debug)]
 pub(super) struct Calendar {
     zone: RwLock<TimeZone>,
     /// The latest Unix second that was seen.
@@ -156,6 +157,19 @@ impl Calendar {
         let [start, end] = unpack(cached.load(Ordering::Relaxed));
         let [start, end] = if unix < end { [start, end] } else { self.compute(period, cached) };
         Window { start, end, shortest: period.shortest() }
+    }
+
+    /// The Unix second at which a limit starts anew that was last used in the window that started at
+    /// `start`. That is not always the end of the current window: after a change of the time zone, the
+    /// next one may be [no later one](Window::is_later_than) either.
+    #[cold]
+    pub(super) fn end_of_use(&self, period: Period, start: u32) -> u32 {
+        let earliest = u64::from(start.saturating_add(period.shortest())) * u64::from(SECONDS_PER_QUARTER);
+        let Ok(unix) = u32::try_from(earliest) else { return u32::MAX };
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+        let [start, end] = bounds(period, unix, &zone).unwrap_or([0, i64::MAX]);
+        let first_start = if start == i64::from(unix) { start } else { end };
+        u32::try_from(first_start).unwrap_or(u32::MAX)
     }
 
     #[cold]

@@ -90,13 +90,13 @@ impl Limiter {
     /// The limiter cannot check that the cost was charged before. That is the caller's
     /// responsibility.
     pub fn refund(&self, charges: &[Charge], now: Now, balances: Option<&mut LimitBalances>) -> Outcome {
-        self.settle(charges, now, balances, RuleAt::refund)
+        self.settle(charges, now, balances, |rule, word, cost| rule.refund(word, cost))
     }
 
     /// Charges every limit in `charges`, including shadow limits, its cost, as far as that fits above
     /// the limit's floor. Otherwise as [`refund`](Self::refund).
     pub fn debit(&self, charges: &[Charge], now: Now, balances: Option<&mut LimitBalances>) -> Outcome {
-        self.settle(charges, now, balances, RuleAt::debit)
+        self.settle(charges, now, balances, |rule, word, cost| rule.debit(word, cost))
     }
 
     fn settle(
@@ -104,7 +104,7 @@ impl Limiter {
         charges: &[Charge],
         now: Now,
         mut balances: Option<&mut LimitBalances>,
-        change: fn(&RuleAt, Word, u32) -> (Word, u32),
+        change: fn(&RuleAt<'_>, Word, u32) -> (Word, u32),
     ) -> Outcome {
         if charges.len() > MAX_CHARGES {
             return Outcome::Refused(ChargeReport::default());
@@ -274,7 +274,7 @@ impl Limiter {
             let rule = rule.at(now, &self.buckets.calendar);
             (rule, rule.charge(bucket.word, cost))
         };
-        let mut tried: ArrayVec<(RuleAt, Result<Word, Misfit>), MAX_CHARGES> = ArrayVec::new();
+        let mut tried: ArrayVec<(RuleAt<'_>, Result<Word, Misfit>), MAX_CHARGES> = ArrayVec::new();
         // The severest misfit of an enforced limit decides; among equal ones, the first.
         let mut refusal: Option<(Misfit, usize)> = None;
         for bucket in locked.buckets() {

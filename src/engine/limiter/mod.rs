@@ -25,7 +25,7 @@
 //!   [reclaims](SlotAllocator::reclaim) the slots that are no longer used ([`reclaim`]).
 //! * A limit whose rule changes gets a new bucket, unless both rules read words in the same way. Its
 //!   balance is migrated by the first thread that needs it ([`buckets`]).
-//! * A bucket that has lost its key is retained until nothing of it is spent ([`retained`]).
+//! * A bucket that has lost its key is retained until nothing of its limit is spent ([`retained`]).
 //! * [`LimitId`] identifies a limit: its buckets are found by it once their slot numbers are gone
 //!   ([`limit_id`]).
 //!
@@ -36,7 +36,8 @@
 //! # Restarts
 //!
 //! [`persist`] is the file that carries balances to the next process; [`balance_scan`] collects and
-//! restores them.
+//! restores them. To a limit of which something is spent, a restart does the same as a time without
+//! its keys.
 //!
 //! # Guarantees
 //!
@@ -82,6 +83,7 @@ mod outcome;
 pub mod persist;
 mod rate;
 mod reclaim;
+mod renew;
 mod reset;
 mod retained;
 mod rule;

@@ -13,12 +13,13 @@
 //! records  id          16   LimitId
 //!          rule        21   see `rule_bytes`
 //!          spent        8   ticks until a bucket is full, at the time in the header; or what was spent
-//!          start        4   of the calendar window, in quarters of an hour since 1970; 0
+//!          start        4   of the calendar window, in quarters of an hour since 1970; 0. The highest
+//!                           bit: the rule is a former one
 //! trailer  checksum     4   CRC-32 of all preceding bytes
 //! ```
 //!
-//! Numbers are little-endian. Only limits of which something is spent have a record. Several records
-//! may share an id, each with its own rule.
+//! Numbers are little-endian. Only limits of which something is spent have records: one for each of
+//! their rules, and one for each former rule that is remembered. These records share an id.
 //!
 //! The reader trusts nothing: every field must be in range, the checksum must match before any
 //! value is used, and memory grows with the records that are read, not with the count in the
@@ -26,6 +27,7 @@
 
 use std::io::{self, Read, Write};
 
+use crate::limiter::calendar::MAX_START;
 use crate::limiter::clock_reading::ClockReading;
 use crate::limiter::limit_id::LimitId;
 use crate::limiter::rule::{Rule, SavedBalance};
@@ -37,16 +39,23 @@ const VERSION: u32 = 3;
 /// Stands for an offset that is not known.
 const UNKNOWN_OFFSET: i64 = i64::MIN;
 
+/// The bit of the start that marks a former rule. A start is below it.
+const FORMER: u32 = 1 << 31;
+
+const _: () = assert!(MAX_START < FORMER);
+
 /// Maximum number of records that memory is reserved for before any of them is read.
 const MAX_RESERVED_RECORDS: usize = 1 << 12;
 
-/// The balance of one limit.
+/// The balance of a limit under one rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedLimit {
-    /// Its identity.
+    /// The identity of the limit.
     pub id: LimitId,
     /// The rule that the balance is read with.
     pub rule: Rule,
+    /// Whether another rule has replaced it.
+    pub is_former: bool,
     /// What is spent: of the kind of the rule, and in its range.
     pub balance: SavedBalance,
 }
@@ -58,7 +67,7 @@ pub struct SavedBalances {
     pub saved_at: ClockReading,
     /// The latest Unix second that a calendar window was used at.
     pub calendar: u32,
-    /// The limits of which something was spent.
+    /// The balances of limits of which something was spent.
     pub limits: Vec<SavedLimit>,
 }
 
@@ -114,7 +123,7 @@ pub fn encode(
     to.write_all(&saved_at.realtime.to_le_bytes())?;
     to.write_all(&calendar.to_le_bytes())?;
     to.write_all(&(limits.len() as u64).to_le_bytes())?;
-    for SavedLimit { id, rule, balance } in limits {
+    for SavedLimit { id, rule, is_former, balance } in limits {
         let (spent, start) = match balance {
             SavedBalance::Bucket { debt } => (debt, 0),
             SavedBalance::Window { start, spent } => (spent, start),
@@ -123,7 +132,7 @@ pub fn encode(
         to.write_all(&id.0)?;
         to.write_all(&rule.to_bytes())?;
         to.write_all(&spent.to_le_bytes())?;
-        to.write_all(&start.to_le_bytes())?;
+        to.write_all(&(start | if is_former { FORMER } else { 0 }).to_le_bytes())?;
     }
     let Checksummed { inner, checksum } = to;
     inner.write_all(&checksum.finalize().to_le_bytes())
@@ -157,7 +166,9 @@ pub fn decode(from: &mut impl Read) -> Result<SavedBalances, DecodeError> {
         let rule = Rule::from_bytes(from.read_array()?);
         let spent = u64::from_le_bytes(from.read_array()?);
         let start = u32::from_le_bytes(from.read_array()?);
-        let limit = rule.and_then(|rule| Some(SavedLimit { id, rule, balance: rule.balance(spent, start)? }));
+        let (is_former, start) = (start & FORMER != 0, start & !FORMER);
+        let limit = rule
+            .and_then(|rule| Some(SavedLimit { id, rule, is_former, balance: rule.balance(spent, start)? }));
         limits.push(limit.ok_or(DecodeError::Record(number))?);
     }
     let Checksummed { inner, checksum } = from;
@@ -217,17 +228,24 @@ mod tests {
     fn bucket(id: u8, debt: u64) -> SavedLimit {
         let rate = Rate::new(10, SECOND, 100).expect("the rate is in range");
         let rule = Rule::bucket(rate, 20).expect("in range");
-        SavedLimit { id: LimitId([id; 16]), rule, balance: SavedBalance::Bucket { debt } }
+        let balance = SavedBalance::Bucket { debt };
+        SavedLimit { id: LimitId([id; 16]), rule, is_former: false, balance }
     }
 
     fn window(id: u8, start: u32, spent: u64) -> SavedLimit {
         let rule = Rule::window(100, Period::Month(1), 5).expect("in range");
-        SavedLimit { id: LimitId([id; 16]), rule, balance: SavedBalance::Window { start, spent } }
+        let balance = SavedBalance::Window { start, spent };
+        SavedLimit { id: LimitId([id; 16]), rule, is_former: false, balance }
     }
 
     fn credits(id: u8, spent: u64) -> SavedLimit {
         let rule = Rule::credits(50, 5).expect("in range");
-        SavedLimit { id: LimitId([id; 16]), rule, balance: SavedBalance::Credits { spent } }
+        let balance = SavedBalance::Credits { spent };
+        SavedLimit { id: LimitId([id; 16]), rule, is_former: false, balance }
+    }
+
+    fn former(limit: SavedLimit) -> SavedLimit {
+        SavedLimit { is_former: true, ..limit }
     }
 
     fn encoded(limits: &[SavedLimit]) -> Vec<u8> {
@@ -249,6 +267,8 @@ mod tests {
             bucket(3, 120 * SECOND / 10),
             window(4, 1_980_000, 101),
             credits(5, 70),
+            former(bucket(1, 2)),
+            former(window(4, 1_980_001, 1)),
         ]
     }
 
@@ -294,7 +314,8 @@ mod tests {
     /// A change to the format needs a new version.
     #[test]
     fn format_is_stable() {
-        let bytes = encoded(&[bucket(0xab, 0x0102), window(0xcd, 0x0304, 6), credits(0xef, 7)]);
+        let windows = [window(0xcd, 0x0304, 6), former(window(0xcd, 0x0304, 6))];
+        let bytes = encoded(&[bucket(0xab, 0x0102), windows[0], windows[1], credits(0xef, 7)]);
         let expected = concat!(
             "6b6579776172640062616c0003000000",
             "07070707070707070707070707070707",
@@ -302,13 +323,16 @@ mod tests {
             "feffffffffffffff",
             "0000b49376e2fa18",
             "00d2496b",
-            "0300000000000000",
+            "0400000000000000",
             "abababababababababababababababab",
             "0000e1f505000000000100000064000000140000000201000000000000",
             "00000000",
             "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd",
             "0164000000000000000900000000000000050000000600000000000000",
             "04030000",
+            "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd",
+            "0164000000000000000900000000000000050000000600000000000000",
+            "04030080",
             "efefefefefefefefefefefefefefefef",
             "0232000000000000000000000000000000050000000700000000000000",
             "00000000",
@@ -348,15 +372,19 @@ mod tests {
         for (limit, spent, start) in [
             (bucket(1, 0), floor, 0),
             (window(1, 0, 0), (1 << 38) - 1, u32::MAX / 900),
+            (window(1, 0, 0), 1, 1 << 31 | u32::MAX / 900),
             (credits(1, 0), 1 << 60, 0),
+            (credits(1, 0), 1, 1 << 31),
         ] {
             assert!(decode(&mut &*file(limit, spent, start)).is_ok(), "{limit:?} {spent} {start}");
         }
         for (limit, spent, start) in [
             (bucket(1, 0), floor + 1, 0),
             (bucket(1, 0), 1, 1),
+            (bucket(1, 0), 1, 1 << 31 | 1),
             (window(1, 0, 0), 1 << 38, 0),
             (window(1, 0, 0), 0, u32::MAX / 900 + 1),
+            (window(1, 0, 0), 0, 1 << 30),
             (credits(1, 0), (1 << 60) + 1, 0),
             (credits(1, 0), 1, 1),
         ] {

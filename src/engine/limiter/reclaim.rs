@@ -1,12 +1,12 @@
 //! Reclaiming slots once no worker uses the old snapshot.
 //!
 //! Pending migrations are completed, and the slots of buckets that no longer exist are freed. Two
-//! kinds of slots are *retained* instead, until their buckets are full:
+//! kinds of slots are *retained* instead:
 //!
-//! * Buckets of removed keys. A key that disappears and comes back (a bad export, a mistaken
-//!   delete) does not get a new quota.
-//! * Old slots of a rule change that become full later than the new ones. Under a smaller limit a
-//!   bucket is soon full, and no longer shows what was spent under the larger one.
+//! * Buckets of removed keys, until all of the limit are full, those of former rules included. A key
+//!   that disappears and comes back (a bad export, a mistaken delete) does not get a new quota.
+//! * Old slots of a rule change that become full later than the new ones, until they are full. Under a
+//!   smaller limit a bucket is soon full, and no longer shows what was spent under the larger one.
 //!
 //! Credits of which something has been spent are retained for ever, because nothing refills them.
 
@@ -16,6 +16,7 @@ use crate::limiter::allocator::SlotAllocator;
 use crate::limiter::buckets::{Buckets, Migration};
 use crate::limiter::charge::Limiter;
 use crate::limiter::limit_id::LimitId;
+use crate::limiter::retained::RetainedBucket;
 use crate::limiter::rule::{Rule, RuleKind};
 use crate::limiter::slot_set::SlotSet;
 use crate::limiter::slots::BucketRef;
@@ -37,15 +38,18 @@ pub struct PendingReclaim {
 }
 
 impl SlotAllocator {
-    /// Finishes a reload. No worker may use the old snapshot any more; `old` lists its buckets and
-    /// the ids of their limits.
+    /// Finishes a reload. No worker may use the old snapshot any more; `old` lists its limits: all
+    /// buckets of each, and its id.
+    ///
+    /// Returns the number of retained token buckets that count as full early, because there were too
+    /// many.
     pub fn reclaim(
         &mut self,
         limiter: &Limiter,
         pending: PendingReclaim,
-        old: impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)>,
+        old: impl Iterator<Item = (impl AsRef<[BucketRef]>, impl FnOnce() -> LimitId)>,
         now: Now,
-    ) {
+    ) -> usize {
         let buckets = &limiter.buckets;
         let PendingReclaim { reused, new_slots, migrations } = pending;
         for (slot, _) in &migrations {
@@ -54,10 +58,17 @@ impl SlotAllocator {
         buckets.migrations.write().unwrap_or_else(PoisonError::into_inner).clear();
 
         let assigned = reused.len() + new_slots;
+        let mut replaced = SlotSet::default();
+        for (_, Migration { old_slot, .. }) in &migrations {
+            replaced.insert(*old_slot);
+        }
         let done = self.release_migrated(buckets, reused, &migrations, now);
-        self.retained.retain(|bucket| !done.contains(bucket.slot));
-        self.retain_old(buckets, old, done, assigned, now);
-        self.release_unspent(buckets, now);
+        self.retained.retain(|_, bucket| !done.contains(bucket.slot));
+        if !migrations.is_empty() {
+            self.retained.mark_former(&replaced);
+        }
+        self.retain_old(buckets, old, (done, &replaced), assigned, now);
+        self.release_unspent(buckets, now)
     }
 
     /// Releases the old slots of the migrations, except those that become full later than their new
@@ -90,73 +101,109 @@ impl SlotAllocator {
         done
     }
 
-    /// Retains or releases each bucket of the old snapshot that is not in `done`. `assigned` is the
-    /// number of slots of the new snapshot.
+    /// Retains or releases each bucket of the old snapshot that is not in `done`; other rules have
+    /// replaced those of the buckets in `replaced`. `assigned` is the number of slots of the new
+    /// snapshot.
     fn retain_old(
         &mut self,
         buckets: &Buckets,
-        old: impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)>,
-        mut done: SlotSet,
+        old: impl Iterator<Item = (impl AsRef<[BucketRef]>, impl FnOnce() -> LimitId)>,
+        (mut done, replaced): (SlotSet, &SlotSet),
         assigned: u64,
         now: Now,
     ) {
         // A slot that is in use, but neither assigned nor retained, belongs to the old snapshot.
         // The count ends the loop early: often there are none, in a snapshot of a million keys.
         let mut left = self.in_use().saturating_sub(self.retained.len() as u64 + assigned);
-        for (bucket, id) in old {
+        let is_spent = |bucket: BucketRef| {
+            let (word, rule) = buckets.read(bucket, now);
+            !rule.is_unspent(word)
+        };
+        for (limit, id) in old {
             if left == 0 {
                 break;
             }
-            // All rows of a key list the same buckets.
-            if done.insert(bucket.slot) {
-                let (word, rule) = buckets.read(bucket, now);
-                if rule.is_unspent(word) {
-                    self.release(buckets, bucket.slot);
-                } else {
-                    self.retained.insert(id(), bucket);
+            // All rows of a key list the same limits.
+            let remaining: Vec<BucketRef> =
+                limit.as_ref().iter().copied().filter(|bucket| done.insert(bucket.slot)).collect();
+            if remaining.is_empty() {
+                continue;
+            }
+            left = left.saturating_sub(remaining.len() as u64);
+            let is_any_spent = remaining.iter().any(|bucket| is_spent(*bucket));
+            // An id costs a hash, so it is computed only if it is needed.
+            let id = (is_any_spent || self.retained.has_former()).then(id);
+            let is_spent_of = |id: &LimitId| {
+                is_any_spent || self.retained.get(id).iter().any(|former| is_spent(former.bucket()))
+            };
+            let retained_as = id.filter(is_spent_of);
+            for bucket in remaining {
+                match retained_as {
+                    Some(id) => {
+                        let is_former = replaced.contains(bucket.slot);
+                        self.retained.insert(id, RetainedBucket::new(bucket, is_former));
+                    }
+                    None => self.release(buckets, bucket.slot),
                 }
-                left -= 1;
             }
         }
     }
 
-    /// Releases the retained buckets that are full and, if too many are left, those that will be
-    /// full soonest. Windows that are not over, and credits, are retained in any number.
-    fn release_unspent(&mut self, buckets: &Buckets, now: Now) {
+    /// Releases the retained buckets of former rules that are full, those of limits of which all are
+    /// full and, if too many token buckets are left, those of the limits that will be full soonest.
+    /// Windows that are not over, and credits, are retained in any number. Returns the number of token
+    /// buckets that are released although their limit is not full.
+    fn release_unspent(&mut self, buckets: &Buckets, now: Now) -> usize {
         let live = self.in_use().saturating_sub(self.retained.len() as u64) as usize;
-        let unspent_in = |bucket: &BucketRef| {
-            let (word, rule) = buckets.read(*bucket, now);
+        let unspent_in = |bucket: &RetainedBucket| {
+            let (word, rule) = buckets.read(bucket.bucket(), now);
             rule.unspent_in(word)
         };
-        let is_token_bucket = |bucket: &BucketRef| bucket.rule.kind() == RuleKind::Bucket;
-        let token_buckets = self.retained.iter().map(|(_, bucket)| bucket).filter(is_token_bucket);
-        let mut waits: Vec<u64> =
-            token_buckets.map(|bucket| unspent_in(&bucket)).filter(|wait| *wait > 0).collect();
-        let surplus = waits.len().saturating_sub(live.max(MIN_RETAINED));
-        let longest_released = match surplus.checked_sub(1) {
-            Some(last) => *waits.select_nth_unstable(last).1,
-            None => 0,
-        };
-        // Of buckets that will be full at the same time, no more than the surplus are released.
-        let sooner = waits.iter().filter(|wait| **wait < longest_released).count();
-        let mut longest_left = surplus.saturating_sub(sooner);
+        let all_unspent_in =
+            |limit: &[RetainedBucket]| limit.iter().map(unspent_in).max().unwrap_or_default();
+        let are_token_buckets =
+            |limit: &[RetainedBucket]| limit.iter().all(|bucket| bucket.rule.kind() == RuleKind::Bucket);
         let mut released = Vec::new();
-        self.retained.retain(|bucket| {
-            let wait = unspent_in(bucket);
-            let mut is_retained = wait > 0;
-            if is_retained && is_token_bucket(bucket) {
-                let is_surplus = wait == longest_released && longest_left > 0;
-                longest_left -= usize::from(is_surplus);
-                is_retained = wait >= longest_released && !is_surplus;
-            }
-            if !is_retained {
+        self.retained.retain(|limit, bucket| {
+            let wait = if bucket.is_former { unspent_in(bucket) } else { all_unspent_in(limit) };
+            if wait == 0 {
                 released.push(bucket.slot);
             }
-            is_retained
+            wait > 0
         });
+        // Each bucket counts, and waits for all of its limit.
+        let token_buckets =
+            self.retained.limits().map(|(_, limit)| limit).filter(|limit| are_token_buckets(limit));
+        let mut waits: Vec<u64> =
+            token_buckets.flat_map(|limit| std::iter::repeat_n(all_unspent_in(limit), limit.len())).collect();
+        let surplus = waits.len().saturating_sub(live.max(MIN_RETAINED));
+        let mut evicted = 0;
+        if let Some(last) = surplus.checked_sub(1) {
+            let longest_released = *waits.select_nth_unstable(last).1;
+            // Of limits that will be full at the same time, no more than the surplus are released.
+            let sooner = waits.iter().filter(|wait| **wait < longest_released).count();
+            let mut longest_left = surplus.saturating_sub(sooner);
+            self.retained.retain_limits(|limit| {
+                if !are_token_buckets(limit) {
+                    return true;
+                }
+                let wait = all_unspent_in(limit);
+                let is_surplus = wait == longest_released && longest_left > 0;
+                if is_surplus {
+                    longest_left = longest_left.saturating_sub(limit.len());
+                }
+                let is_retained = wait >= longest_released && !is_surplus;
+                if !is_retained {
+                    evicted += limit.len();
+                    released.extend(limit.iter().map(|bucket| bucket.slot));
+                }
+                is_retained
+            });
+        }
         for slot in released {
             self.release(buckets, slot);
         }
+        evicted
     }
 }
 
@@ -175,7 +222,8 @@ mod tests {
     }
 
     fn saved(number: u64, debt: u64) -> SavedLimit {
-        SavedLimit { id: id(number), rule: RULE, balance: SavedBalance::Bucket { debt } }
+        let balance = SavedBalance::Bucket { debt };
+        SavedLimit { id: id(number), rule: RULE, is_former: false, balance }
     }
 
     /// tests/schedules and tests/fuzz compile the limiter with fewer slots, and with locks that exist
@@ -281,9 +329,15 @@ mod tests {
             SavedLimit {
                 id: id(u64::MAX),
                 rule: window,
+                is_former: false,
                 balance: SavedBalance::Window { start: 0, spent: 1 },
             },
-            SavedLimit { id: id(u64::MAX - 1), rule: credits, balance: SavedBalance::Credits { spent: 1 } },
+            SavedLimit {
+                id: id(u64::MAX - 1),
+                rule: credits,
+                is_former: false,
+                balance: SavedBalance::Credits { spent: 1 },
+            },
         ];
         let surplus = MIN_RETAINED as u64 + 3;
         let saved = (1..=surplus).map(|debt| saved(debt, debt));

@@ -13,6 +13,7 @@ use crate::limiter::charge::Limiter;
 use crate::limiter::limit_id::LimitId;
 use crate::limiter::lock::LockedBuckets;
 use crate::limiter::outcome::{Charge, MAX_CHARGES};
+use crate::limiter::retained::RetainedBucket;
 use crate::limiter::rule::{RuleAt, RuleKind};
 use crate::limiter::slot_set::SlotSet;
 use crate::limiter::slots::BucketRef;
@@ -61,7 +62,7 @@ impl SlotAllocator {
                 read_and_change(buckets, &[other], now, |rule, _| rule.unspent())?;
             }
             // No request charges a retained bucket.
-            for BucketRef { slot, rule } in self.retained.get(id) {
+            for RetainedBucket { slot, rule, .. } in self.retained.get(id) {
                 let now = buckets.latest_time.advance_to(now);
                 buckets.slots.store(*slot, rule.at(now, &buckets.calendar).unspent());
             }
@@ -79,16 +80,20 @@ impl SlotAllocator {
     pub fn set_calendar_back(
         &mut self,
         limiter: &Limiter,
-        live: impl Iterator<Item = BucketRef>,
+        live: impl Iterator<Item = impl AsRef<[BucketRef]>>,
         now: Now,
     ) -> usize {
         let buckets = &limiter.buckets;
         buckets.calendar.set_back(now.unix);
         let mut seen = SlotSet::default();
-        let retained = self.retained.iter().map(|(_, bucket)| bucket);
-        let windows = live.chain(retained).filter(|bucket| bucket.rule.kind() == RuleKind::Window);
-        let moved =
-            windows.filter(|bucket| seen.insert(bucket.slot) && set_back(buckets, *bucket, now)).count();
+        let mut moved = 0;
+        let mut set_back_all = |limit: &[BucketRef]| {
+            let windows = limit.iter().filter(|bucket| bucket.rule.kind() == RuleKind::Window);
+            moved +=
+                windows.filter(|bucket| seen.insert(bucket.slot) && set_back(buckets, **bucket, now)).count();
+        };
+        live.for_each(|limit| set_back_all(limit.as_ref()));
+        self.retained.buckets().for_each(|bucket| set_back_all(&[bucket]));
         limiter.count_reset();
         moved
     }
@@ -99,7 +104,7 @@ fn read_and_change(
     buckets: &Buckets,
     limits: &[LimitBuckets<'_>],
     now: Now,
-    change: impl Fn(&RuleAt, Word) -> Word,
+    change: impl Fn(&RuleAt<'_>, Word) -> Word,
 ) -> Option<ArrayVec<Balance, MAX_CHARGES>> {
     let charge = |BucketRef { slot, rule }| Charge { slot, rule, cost: 0, shadow: false };
     let charges: ArrayVec<Charge, MAX_CHARGES> =

@@ -10,7 +10,7 @@ use crate::limiter::balance::{Balance, NEVER};
 use crate::limiter::bucket::Bucket;
 use crate::limiter::calendar::{Calendar, MAX_START, Period};
 use crate::limiter::credits::{Credits, MAX_CREDITS, MAX_SPENT};
-use crate::limiter::rate::{NANOSECONDS_PER_MILLISECOND, Rate, RateError};
+use crate::limiter::rate::{Rate, RateError};
 use crate::limiter::window::{MAX_WINDOW_COUNT, Window, join, split};
 use crate::limiter::word::Word;
 use crate::now::Now;
@@ -167,15 +167,12 @@ impl Rule {
     }
 
     /// The rule at a moment.
-    pub(super) fn at(self, now: Now, calendar: &Calendar) -> RuleAt {
+    pub(super) fn at(self, now: Now, calendar: &Calendar) -> RuleAt<'_> {
         match self {
             Self::Bucket { rate, overdraft } => RuleAt::Bucket(Bucket::new(rate, overdraft, now.nanoseconds)),
             Self::Window { count, period, overdraft } => {
                 let current = calendar.window(period, now.unix);
-                let left = u64::from(current.end) * 1_000;
-                let left = left.saturating_sub(u64::from(now.unix) * 1_000 + u64::from(now.millisecond));
-                let ends_in = left * NANOSECONDS_PER_MILLISECOND;
-                RuleAt::Window(Window { count, overdraft, current, ends_in })
+                RuleAt::Window(Window { count, period, overdraft, current, now, calendar })
             }
             Self::Credits { granted, overdraft } => RuleAt::Credits(Credits { granted, overdraft }),
         }
@@ -195,13 +192,13 @@ pub(super) enum Misfit {
 
 /// A rule at a moment: what a word is read with.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum RuleAt {
+pub(super) enum RuleAt<'c> {
     Bucket(Bucket),
-    Window(Window),
+    Window(Window<'c>),
     Credits(Credits),
 }
 
-impl RuleAt {
+impl RuleAt<'_> {
     /// The word after charging `cost`. A cost of 0 always fits.
     pub(super) fn charge(&self, word: Word, cost: u32) -> Result<Word, Misfit> {
         if cost == 0 {
@@ -261,6 +258,14 @@ impl RuleAt {
         }
     }
 
+    /// The word of the same limit, without having wrapped around.
+    pub(super) fn unwrapped(&self, word: Word) -> Word {
+        match self {
+            Self::Bucket(bucket) => bucket.unwrapped(word),
+            Self::Window(_) | Self::Credits(_) => word,
+        }
+    }
+
     /// Whether an unspent word should be replaced, because its time is long past.
     pub(super) fn is_old(&self, word: Word) -> bool {
         matches!(self, Self::Bucket(bucket) if bucket.is_old(word))
@@ -287,7 +292,7 @@ impl RuleAt {
     pub(super) fn unspent_in(&self, word: Word) -> u64 {
         match self {
             Self::Bucket(bucket) => bucket.full_in(word),
-            Self::Window(window) if window.spent(word) > 0 => window.ends_in,
+            Self::Window(window) if window.spent(word) > 0 => window.ends_in(word),
             Self::Credits(_) if word.value() > 0 => NEVER,
             Self::Window(_) | Self::Credits(_) => 0,
         }

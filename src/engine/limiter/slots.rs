@@ -21,6 +21,13 @@ pub struct BucketRef {
     pub rule: Rule,
 }
 
+/// A limit that has only this bucket.
+impl AsRef<[Self]> for BucketRef {
+    fn as_ref(&self) -> &[Self] {
+        std::slice::from_ref(self)
+    }
+}
+
 /// The words of all buckets, by slot number.
 pub(super) struct Slots {
     chunks: Box<[OnceLock<Chunk>]>,

@@ -1,11 +1,14 @@
 //! Calendar windows: the value of a word is the start of a window, and what has been spent in it.
 //!
-//! A charge in a later window starts from nothing. A word from a later window than the current one
-//! continues: the clock was set back.
+//! A charge in a later window starts from nothing. A word from another window than the current one
+//! continues if the current one is [no later one](calendar::Window::is_later_than): the time zone has
+//! changed.
 
 use crate::limiter::balance::Balance;
-use crate::limiter::calendar;
+use crate::limiter::calendar::{self, Calendar, Period};
+use crate::limiter::rate::NANOSECONDS_PER_MILLISECOND;
 use crate::limiter::word::Word;
+use crate::now::Now;
 
 /// Bits of the spent amount. The rest of the value is the start.
 const SPENT_BITS: u32 = 38;
@@ -17,16 +20,17 @@ pub const MAX_WINDOW_COUNT: u64 = SPENT_MASK;
 
 /// A calendar window at a moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Window {
+pub(super) struct Window<'c> {
     pub(super) count: u64,
+    pub(super) period: Period,
     /// How far a debit can bring the balance below zero.
     pub(super) overdraft: u32,
     pub(super) current: calendar::Window,
-    /// Nanoseconds until the current window ends.
-    pub(super) ends_in: u64,
+    pub(super) now: Now,
+    pub(super) calendar: &'c Calendar,
 }
 
-impl Window {
+impl Window<'_> {
     /// The start of the window that the word is used in, and what has been spent in it.
     fn start_and_spent(&self, word: Word) -> (u32, u64) {
         let (start, spent) = split(word);
@@ -35,6 +39,15 @@ impl Window {
 
     pub(super) fn spent(&self, word: Word) -> u64 {
         self.start_and_spent(word).1
+    }
+
+    /// Nanoseconds until the word starts anew.
+    pub(super) fn ends_in(&self, word: Word) -> u64 {
+        let (start, _) = self.start_and_spent(word);
+        let is_current = start == self.current.start;
+        let end = if is_current { self.current.end } else { self.calendar.end_of_use(self.period, start) };
+        let now = u64::from(self.now.unix) * 1_000 + u64::from(self.now.millisecond);
+        (u64::from(end) * 1_000).saturating_sub(now) * NANOSECONDS_PER_MILLISECOND
     }
 
     /// The word with the spent amount that `change` returns, and how much it changed.
@@ -70,8 +83,8 @@ impl Window {
         let available = self.count.cast_signed() - spent.cast_signed();
         Balance {
             available,
-            retry_after: if available < i64::from(cost) { self.ends_in } else { 0 },
-            reset: if spent > 0 { self.ends_in } else { 0 },
+            retry_after: if available < i64::from(cost) { self.ends_in(word) } else { 0 },
+            reset: if spent > 0 { self.ends_in(word) } else { 0 },
         }
     }
 

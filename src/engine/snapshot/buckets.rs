@@ -192,7 +192,55 @@ impl KeyTable {
     }
 }
 
+/// The buckets of one limit.
+#[derive(Clone, Copy, Debug)]
+pub enum LimitSlots<'s> {
+    /// That of a limit that a key has for itself.
+    OfKey(BucketRef),
+    /// Those of a limit that the keys of an owner share: one for each rule.
+    OfOwner(&'s [BucketRef]),
+}
+
+impl AsRef<[BucketRef]> for LimitSlots<'_> {
+    fn as_ref(&self) -> &[BucketRef] {
+        match self {
+            Self::OfKey(bucket) => bucket.as_ref(),
+            Self::OfOwner(buckets) => buckets,
+        }
+    }
+}
+
+/// What the id of a limit is computed from.
+enum IdSource<'s> {
+    Key(Key<'s>, LimitRef<'s>),
+    Known(LimitId),
+}
+
 impl Snapshot {
+    /// The buckets of every limit, each with a function that returns the limit's id. Limits of keys
+    /// with several rows are repeated.
+    pub fn buckets(&self) -> impl Iterator<Item = (LimitSlots<'_>, impl FnOnce() -> LimitId)> {
+        let of_keys = self.keys().flat_map(|key| {
+            let limits = key.policy().limits().zip(key.slots());
+            let own = limits.filter(move |(limit, _)| !is_owner_bucket(key.entry, *limit));
+            own.map(move |(limit, slot)| {
+                let bucket = BucketRef { slot: *slot, rule: limit.rule };
+                (LimitSlots::OfKey(bucket), IdSource::Key(key, limit))
+            })
+        });
+        let of_owners = self
+            .owner_buckets
+            .iter()
+            .map(|(id, buckets)| (LimitSlots::OfOwner(buckets), IdSource::Known(*id)));
+        of_keys.chain(of_owners).map(|(slots, source)| {
+            let id = move || match source {
+                IdSource::Key(key, limit) => key.snapshot.limit_id(key.entry, limit),
+                IdSource::Known(id) => id,
+            };
+            (slots, id)
+        })
+    }
+
     /// The id of a limit of this entry.
     pub(super) fn limit_id(&self, entry: &Entry, limit: LimitRef<'_>) -> LimitId {
         if !is_owner_bucket(entry, limit) {

@@ -28,7 +28,6 @@ use keyward_memory::prefetch;
 use subtle::ConstantTimeEq;
 
 use crate::global_policy::GlobalPolicy;
-use crate::limiter::{BucketRef, LimitId};
 use crate::record::Digest;
 
 mod buckets;
@@ -55,8 +54,8 @@ mod test_record;
 pub(crate) mod tests;
 mod view;
 
-pub use buckets::BucketError;
 use buckets::OwnerBuckets;
+pub use buckets::{BucketError, LimitSlots};
 pub use build::{BatchBuilder, Builder, Conflict, ParallelBuildError, ParallelBuilder, RowBatch, RowError};
 pub use diff::{
     AccessChange, AccessChanges, ChangeCounts, CompareOptions, Comparison, Diff, Difference, DigestPrefix,
@@ -233,17 +232,5 @@ impl Snapshot {
     pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
         let numbers = (0..).map(EntryNumber);
         self.keys.entries.iter().zip(numbers).filter_map(|(entry, number)| self.key_of(entry, number))
-    }
-
-    /// The buckets of every row, each with a function that returns the id of its limit. Buckets
-    /// that several rows share are repeated.
-    pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)> {
-        self.keys().flat_map(|key| {
-            let limits = key.policy().limits().zip(key.slots());
-            limits.map(move |(limit, slot)| {
-                let id = move || key.snapshot.limit_id(key.entry, limit);
-                (BucketRef { slot: *slot, rule: limit.rule }, id)
-            })
-        })
     }
 }

@@ -6,7 +6,7 @@
 const DAY: i64 = 86_400;
 
 /// The latest Unix second that a window can end at.
-const LAST: i64 = u32::MAX as i64;
+pub const LAST: i64 = u32::MAX as i64;
 
 /// A time zone. All numbers are in seconds.
 pub struct Zone {

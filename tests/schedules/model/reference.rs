@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::civil::{ZONES, is_new};
+use crate::civil::{LAST, ZONES, is_new};
 use crate::limiter::{NEVER, Rate, Rule, RuleKind};
 use crate::now::Now;
 
@@ -64,25 +64,38 @@ struct Clock {
 #[derive(Clone, Copy)]
 struct Moment {
     nanoseconds: u64,
-    /// The start of the current calendar window.
+    /// The start of the current calendar window, and its end.
     start: i64,
-    /// Nanoseconds until it ends.
-    ends_in: u64,
+    end: i64,
+    zone: usize,
+    /// Milliseconds since 1970.
+    unix_millisecond: i64,
+}
+
+impl Moment {
+    /// Nanoseconds until a limit starts anew that is in use in the window of this period that started
+    /// at `used`.
+    fn ends_in(&self, period: u8, used: i64) -> u64 {
+        let mut next = self.end;
+        while next < LAST && !is_new(period, used, next) {
+            next = ZONES[self.zone].window(period, next).1;
+        }
+        let milliseconds = 1_000 * next - self.unix_millisecond;
+        (milliseconds.max(0) * NANOSECONDS_PER_MILLISECOND) as u64
+    }
 }
 
 impl Clock {
     /// The later of `now` and all times before. Only calendar windows take notice of the calendar.
     fn at(&mut self, now: Now, rule: Rule) -> Moment {
         self.nanoseconds = self.nanoseconds.max(now.nanoseconds);
-        let (mut start, mut ends_in) = (0, 0);
+        let (mut start, mut end) = (0, 0);
         if let Rule::Window { period, .. } = rule {
             self.unix = self.unix.max(now.unix);
-            let end;
             (start, end) = self.window(period.number());
-            let milliseconds = 1_000 * (end - i64::from(now.unix)) - i64::from(now.millisecond);
-            ends_in = (milliseconds.max(0) * NANOSECONDS_PER_MILLISECOND) as u64;
         }
-        Moment { nanoseconds: self.nanoseconds, start, ends_in }
+        let unix_millisecond = 1_000 * i64::from(now.unix) + i64::from(now.millisecond);
+        Moment { nanoseconds: self.nanoseconds, start, end, zone: self.zone, unix_millisecond }
     }
 
     fn window(&mut self, period: u8) -> (i64, i64) {
@@ -190,12 +203,12 @@ impl State {
 
     /// Nanoseconds until nothing is spent.
     fn unspent_in(&self, moment: Moment) -> u64 {
-        let (_, number) = self.read(moment);
+        let (start, number) = self.read(moment);
         match self.rule {
             Rule::Bucket { rate, .. } => nanoseconds(rate, capacity(rate) - number),
-            Rule::Window { .. } => {
+            Rule::Window { period, .. } => {
                 if number > 0 {
-                    moment.ends_in
+                    moment.ends_in(period.number(), start)
                 } else {
                     0
                 }
@@ -278,7 +291,10 @@ impl State {
         let missing = Self::measure(rule, wanted) - above_zero;
         let (available, retry_after) = match rule {
             Rule::Bucket { rate, .. } => (above_zero.div_euclid(period(rate)), nanoseconds(rate, missing)),
-            Rule::Window { .. } => (above_zero, if missing > 0 { moment.ends_in } else { 0 }),
+            Rule::Window { period, .. } => {
+                let (start, _) = self.read(moment);
+                (above_zero, if missing > 0 { moment.ends_in(period.number(), start) } else { 0 })
+            }
             Rule::Credits { .. } => (above_zero, if missing > 0 { NEVER } else { 0 }),
         };
         let reset = if rule.kind() == RuleKind::Credits { NEVER } else { self.unspent_in(moment) };
@@ -331,12 +347,21 @@ impl Limit {
     }
 }
 
+/// A balance that no key of the snapshots in use has.
+#[derive(Clone, Debug)]
+pub struct Retained {
+    id: Id,
+    state: State,
+    /// Whether another rule has replaced that of the balance.
+    is_former: bool,
+}
+
 #[derive(Clone, Debug)]
 pub struct Model {
     /// The limits of the snapshots in use.
     limits: BTreeMap<Id, Limit>,
     /// The balances of removed keys and of former rules.
-    pub retained: Vec<(Id, State)>,
+    pub retained: Vec<Retained>,
     clock: Clock,
     /// Conversions of a balance to another rule.
     pub conversions: u64,
@@ -511,13 +536,22 @@ impl Model {
             let mut existing: Vec<State> =
                 self.limits.remove(id).map(|limit| limit.state).into_iter().collect();
             let is_added = existing.is_empty();
-            let retained = self.retained.extract_if(.., |(other, _)| other == id);
-            existing.extend(retained.map(|(_, state)| state));
+            // A balance of a former rule stays retained beside one that continues.
+            let is_last = |of: &Retained| of.id == *id && !of.is_former;
+            let last: Vec<usize> =
+                (0..self.retained.len()).filter(|at| is_last(&self.retained[*at])).collect();
+            if let [only] = *last
+                && is_added
+                && continues(self.retained[only].state.rule, *rule)
+            {
+                let state = self.retained.remove(only).state;
+                self.limits.insert(*id, Limit::new(State { rule: *rule, ..state }));
+                continue;
+            }
+            let retained = self.retained.extract_if(.., |of| of.id == *id);
+            existing.extend(retained.map(|of| of.state));
             let limit = match existing.first().cloned() {
                 None => Limit::new(State::unspent(*rule)),
-                Some(only) if is_added && existing.len() == 1 && continues(only.rule, *rule) => {
-                    Limit::new(State { rule: *rule, ..only })
-                }
                 Some(state) => {
                     Limit { new_rule: Some(*rule), former: existing.split_off(1), ..Limit::new(state) }
                 }
@@ -538,20 +572,24 @@ impl Model {
             for former in std::mem::take(&mut limit.former) {
                 let own = limit.state.unspent_in(clock.at(now, limit.state.rule));
                 if former.unspent_in(clock.at(now, former.rule)) > own {
-                    self.retained.push((*id, former));
+                    self.retained.push(Retained { id: *id, state: former, is_former: true });
                 }
             }
         }
         let removed = self.limits.extract_if(.., |id, _| !current.contains(id));
-        self.retained.extend(removed.map(|(id, limit)| (id, limit.state)));
-        self.retained.retain(|(_, state)| state.unspent_in(clock.at(now, state.rule)) > 0);
+        let removed = removed.map(|(id, limit)| Retained { id, state: limit.state, is_former: false });
+        self.retained.extend(removed);
+        let mut is_spent = |of: &Retained| of.state.unspent_in(clock.at(now, of.state.rule)) > 0;
+        let spent: Vec<Id> = self.retained.iter().filter(|of| is_spent(of)).map(|of| of.id).collect();
+        self.retained.retain(|of| if of.is_former { is_spent(of) } else { spent.contains(&of.id) });
     }
 
-    /// What is saved: the balances of which something is spent.
+    /// What is saved: all balances of the limits of which something is spent.
     pub fn saved(&mut self, now: Now) -> Self {
-        let live = self.limits.iter().map(|(id, limit)| (*id, limit.state.clone()));
-        let mut retained: Vec<(Id, State)> = live.chain(self.retained.iter().cloned()).collect();
-        retained.retain(|(_, state)| state.unspent_in(self.clock.at(now, state.rule)) > 0);
+        let live = self.limits.iter();
+        let live = live.map(|(id, limit)| Retained { id: *id, state: limit.state.clone(), is_former: false });
+        let retained = live.chain(self.retained.iter().cloned()).collect();
+        let retained = of_spent_limits(retained, &mut self.clock, now);
         Self { limits: BTreeMap::new(), retained, clock: self.clock.clone(), ..*self }
     }
 
@@ -560,16 +598,25 @@ impl Model {
     pub fn restarted(mut self, saved_at: u64, elapsed: u64, now: Now, zone: usize) -> Self {
         let clock = &mut self.clock;
         (clock.nanoseconds, clock.zone) = (now.nanoseconds, zone);
-        for (_, state) in &mut self.retained {
+        for Retained { state, .. } in &mut self.retained {
             if let Amount::Level { .. } = state.amount {
-                let at = Moment { nanoseconds: saved_at + elapsed, start: 0, ends_in: 0 };
+                let nanoseconds = saved_at + elapsed;
+                let at = Moment { nanoseconds, start: 0, end: 0, zone, unix_millisecond: 0 };
                 let (_, parts) = state.read(at);
                 state.amount = Amount::Level { parts, at: now.nanoseconds };
             }
         }
-        self.retained.retain(|(_, state)| state.unspent_in(clock.at(now, state.rule)) > 0);
+        self.retained = of_spent_limits(self.retained, clock, now);
         self
     }
+}
+
+/// The balances of the limits of which something is spent.
+fn of_spent_limits(mut balances: Vec<Retained>, clock: &mut Clock, now: Now) -> Vec<Retained> {
+    let mut is_spent = |of: &&Retained| of.state.unspent_in(clock.at(now, of.state.rule)) > 0;
+    let spent: Vec<Id> = balances.iter().filter(&mut is_spent).map(|of| of.id).collect();
+    balances.retain(|of| spent.contains(&of.id));
+    balances
 }
 
 /// The first of the limits with the least available.

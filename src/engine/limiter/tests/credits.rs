@@ -98,6 +98,7 @@ fn spent_credits_are_retained_whatever_else_is() {
     let many = (0..70_000_u32).map(|number| SavedLimit {
         id: LimitId(u128::from(number + 1).to_le_bytes()),
         rule: rate(1, 1 << 20),
+        is_former: false,
         balance: SavedBalance::Bucket { debt: 10_000 * SECOND + u64::from(number / 2) },
     });
     allocator.restore(&limiter, many, 0, at(1));
@@ -118,7 +119,7 @@ fn restart_keeps_what_was_spent() {
     let scan = allocator.scan_balances(&limiter, [(bucket, || id(CREDITS))].into_iter(), at(1));
     let saved: Vec<SavedLimit> = scan.at(at(1)).collect();
     let balance = SavedBalance::Credits { spent: 4 };
-    assert_eq!(saved, [SavedLimit { id: id(CREDITS), rule: granted(10), balance }]);
+    assert_eq!(saved, [SavedLimit { id: id(CREDITS), rule: granted(10), is_former: false, balance }]);
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     assert_eq!(allocator.restore(&limiter, saved, 1 << 57, at(1)), 1);
     // The grant has changed meanwhile.
@@ -129,8 +130,8 @@ fn restart_keeps_what_was_spent() {
 #[test]
 fn largest_numbers_do_not_overflow() {
     let (limiter, mut allocator, bucket) = new_credits(credits(MAX_CREDITS, u32::MAX));
-    let saved =
-        SavedLimit { id: id(CREDITS), rule: granted(1), balance: SavedBalance::Credits { spent: 1 << 60 } };
+    let balance = SavedBalance::Credits { spent: 1 << 60 };
+    let saved = SavedLimit { id: id(CREDITS), rule: granted(1), is_former: false, balance };
     assert_eq!(left(&limiter, bucket, 1), MAX_CREDITS as i64);
     assert!(reload(&limiter, &mut allocator, &[(CREDITS, bucket)], &[], 1).is_empty());
     assert_eq!(allocator.restore(&limiter, [saved], 0, at(1)), 1);

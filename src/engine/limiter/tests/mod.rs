@@ -13,6 +13,7 @@ mod reloads;
 mod resets;
 mod restarts;
 mod shadow;
+mod shared;
 mod threads;
 mod windows;
 mod wrapping;
@@ -54,7 +55,7 @@ fn id(name: &str) -> LimitId {
 }
 
 fn saved_bucket(name: &str, rule: Rule, debt: u64) -> SavedLimit {
-    SavedLimit { id: id(name), rule, balance: SavedBalance::Bucket { debt } }
+    SavedLimit { id: id(name), rule, is_former: false, balance: SavedBalance::Bucket { debt } }
 }
 
 fn enforced(BucketRef { slot, rule }: BucketRef) -> Charge {

@@ -112,7 +112,7 @@ fn bucket_with_several_rates_keeps_each_balance_or_takes_the_lowest() {
         let mut allocation = allocator.begin(limiter);
         let assigned = allocation.assign_all(id("a"), &previous, wanted).expect("free slots");
         let pending = allocation.commit();
-        allocator.reclaim(limiter, pending, previous.iter().map(|bucket| (*bucket, || id("a"))), at(1));
+        allocator.reclaim(limiter, pending, [(&previous, || id("a"))].into_iter(), at(1));
         previous = assigned.clone();
         let in_wanted_order = wanted.iter().map(|rate| {
             assigned.iter().copied().find(|bucket| bucket.rule == *rate).expect("each rate has a slot")

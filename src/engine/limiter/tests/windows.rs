@@ -166,7 +166,7 @@ fn restart_keeps_what_was_spent_in_the_window() {
     let scan = allocator.scan_balances(&limiter, live(), unix(MIDNIGHT + HOUR));
     let saved: Vec<SavedLimit> = scan.at(unix(MIDNIGHT + HOUR)).collect();
     let balance = SavedBalance::Window { start: MIDNIGHT / 900, spent: 4 };
-    assert_eq!(saved, [SavedLimit { id: id("a"), rule: day(5), balance }]);
+    assert_eq!(saved, [SavedLimit { id: id("a"), rule: day(5), is_former: false, balance }]);
     let calendar = limiter.latest_unix();
     assert_eq!(calendar, MIDNIGHT + HOUR);
 

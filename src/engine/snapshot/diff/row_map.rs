@@ -126,7 +126,10 @@ mod tests {
     }
 
     fn slots(snapshot: &Snapshot) -> Vec<u32> {
-        snapshot.buckets().map(|(bucket, _)| bucket.slot).collect()
+        let buckets = snapshot.buckets().flat_map(|(limit, _)| limit.as_ref().to_vec());
+        let mut slots: Vec<u32> = buckets.map(|bucket| bucket.slot).collect();
+        slots.sort_unstable();
+        slots
     }
 
     proptest! {
