@@ -242,8 +242,11 @@ fn balances() {
         boottime_offset: Some(-2),
         realtime: 1 << 60,
     };
-    let limit =
-        |id: u8, rule: Rule, balance: SavedBalance| SavedLimit { id: LimitId([id; 16]), rule, balance };
+    let limit = |id: u8, rule: Rule, balance: SavedBalance| {
+        let id = LimitId([id; 16]);
+        SavedLimit { id, rule, is_former: false, balance }
+    };
+    let former = |limit: SavedLimit| SavedLimit { is_former: true, ..limit };
     let rate = Rate::new(10, 1_000_000_000, 100).expect("in range");
     let bucket = |id: u8, debt: u64| {
         limit(id, Rule::bucket(rate, 20).expect("in range"), SavedBalance::Bucket { debt })
@@ -264,6 +267,10 @@ fn balances() {
         window(5, Period::Day, 8),
         credits(5, 60),
         credits(6, 7),
+        former(bucket(1, 10 << 30)),
+        former(window(3, Period::Day, 7)),
+        former(window(7, Period::Day, 7)),
+        former(credits(8, 0)),
     ];
     let mut file = Vec::new();
     encode(&saved_at, CALENDAR, limits.into_iter(), &mut file).expect("a vector");

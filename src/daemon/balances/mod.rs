@@ -1,8 +1,8 @@
 //! Saving the balances of rate limits, so that a restart does not refill them.
 //!
 //! Balances are restored before the first keys are loaded, and saved at intervals and when the
-//! daemon stops. The file `balances` in the state directory lists the buckets that are not full
-//! ([format](keyward_engine::limiter::persist)). A restored bucket is
+//! daemon stops. The file `balances` in the state directory lists the buckets of the limits of which
+//! something is spent ([format](keyward_engine::limiter::persist)). A restored bucket is
 //! [retained](SlotAllocator::restore) as if its key had been removed: the first load finds it
 //! there, even if its rate has changed since.
 //!
@@ -18,7 +18,9 @@
 
 mod boot_clock;
 mod edit;
+mod eviction;
 mod load;
+mod renewal;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,8 +38,10 @@ use keyward_state::{self as state, FileError, StateDir, time};
 
 use boot_clock::{boot_id, boottime_offset};
 pub use edit::BalanceError;
+pub use eviction::report_evicted;
 use load::LOSS_FILE;
 pub use load::{BalanceLoss, LoadedBalances, PendingLoss, load, preview};
+pub use renewal::{BalanceRenewal, RENEWAL_INTERVAL};
 
 /// Name of the file.
 const FILE: &str = "balances";

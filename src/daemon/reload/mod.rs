@@ -50,7 +50,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::audit::Audit;
-use crate::balances::PendingLoss;
+use crate::balances::{BalanceRenewal, PendingLoss};
 use crate::clock::Clock;
 use crate::publish::Publisher;
 use crate::revocation::{Retention, Revocations};
@@ -131,6 +131,8 @@ pub struct Reloader {
     pub last_good: Option<LastGoodStore>,
     /// Balances that were lost, until an operator accepts that.
     pub pending_loss: PendingLoss,
+    /// Renews balances that are not used.
+    pub renewal: BalanceRenewal,
     /// The runtime to wait for the workers on.
     pub runtime: tokio::runtime::Handle,
 }

@@ -146,7 +146,9 @@ impl ReloadLoop {
     fn next_triggers(&mut self, triggers: &Receiver<Trigger>) -> Option<PendingTriggers> {
         let mut pending = std::mem::take(&mut self.deferred);
         // A waiting check is next, unless a reload has been requested meanwhile.
-        let timeout = if self.checks.is_empty() && !pending.any { self.until_poll() } else { Duration::ZERO };
+        let is_idle = self.checks.is_empty() && !pending.any;
+        let timeout =
+            if is_idle { self.until_poll().min(self.reloader.renewal.due_in()) } else { Duration::ZERO };
         match time::recv_timeout(triggers, timeout) {
             Ok(trigger) => pending.add(trigger),
             Err(RecvTimeoutError::Timeout) => {}
@@ -155,6 +157,7 @@ impl ReloadLoop {
         if self.until_poll().is_zero() {
             self.maintain();
         }
+        self.renew_balances();
         pending.drain_queue(triggers);
         if pending.is_change_only() {
             // The load would wait for this long anyway. A command right after a rename then shares
@@ -177,6 +180,11 @@ impl ReloadLoop {
         self.reloader.last_good.iter().for_each(LastGoodStore::retry_takeaways);
         self.reloader.last_good.iter().for_each(LastGoodStore::retry_record);
         self.maintained = time::Instant::now();
+    }
+
+    fn renew_balances(&mut self) {
+        let Reloader { renewal, limiter, allocator, clock, .. } = &mut self.reloader;
+        renewal.renew_if_due(limiter, allocator, self.current.as_deref(), clock);
     }
 
     fn handle(&mut self, pending: PendingTriggers, triggers: &Receiver<Trigger>) {

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tracing::warn;
 
 use crate::audit;
+use crate::balances::report_evicted;
 use crate::reload::last_good;
 use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::{
@@ -158,7 +159,7 @@ impl ReloadLoop {
         }
 
         let buckets = previous.iter().flat_map(|previous| previous.buckets());
-        allocator.reclaim(limiter, pending, buckets, clock.now());
+        report_evicted(allocator.reclaim(limiter, pending, buckets, clock.now()));
         self.retired = previous;
         Ok(accepted)
     }

@@ -12,13 +12,14 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::audit::Peer;
-use crate::balances::PendingLoss;
+use crate::balances::{BalanceRenewal, PendingLoss, RENEWAL_INTERVAL};
 use crate::publish::{Publisher, Subscription};
 use keyward_engine::snapshot::Snapshot;
 use keyward_source::{ColumnMapping, Format};
 use keyward_state::disk::trace::Trace;
 use keyward_state::{Generations, Rotation, StateDir};
 
+mod renewal;
 mod retired;
 mod time_zone;
 
@@ -33,10 +34,10 @@ struct Fixture {
     directory: TempDir,
     trigger: SyncSender<Trigger>,
     worker: Subscription,
+    limiter: Arc<Limiter>,
     runtime: tokio::runtime::Runtime,
     /// The settings of the configuration.
     configured: Arc<Mutex<Settings>>,
-    limiter: Arc<Limiter>,
     allocator: Arc<Mutex<SlotAllocator>>,
     revocations: Arc<Revocations>,
     thread: thread::JoinHandle<()>,
@@ -55,6 +56,10 @@ impl Fixture {
     }
 
     fn with_generations(poll: Duration, open: impl FnOnce(StateDir) -> Generations) -> Self {
+        Self::start(poll, RENEWAL_INTERVAL, open)
+    }
+
+    fn start(poll: Duration, renewal: Duration, open: impl FnOnce(StateDir) -> Generations) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("keys.csv");
         replace(&path, 1);
@@ -96,6 +101,7 @@ impl Fixture {
             audit,
             last_good: None,
             pending_loss: PendingLoss::default(),
+            renewal: BalanceRenewal::every(renewal),
             runtime: runtime.handle().clone(),
             settings,
         };

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use crate::audit::{Audit, Event};
-use crate::balances::{self, BalanceSaver, BalanceSource, LoadedBalances};
+use crate::balances::{self, BalanceRenewal, BalanceSaver, BalanceSource, LoadedBalances, RENEWAL_INTERVAL};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::connection::{
@@ -133,6 +133,7 @@ impl Startup {
             audit: audit.clone(),
             last_good: recorders.last_good.clone(),
             pending_loss,
+            renewal: BalanceRenewal::every(RENEWAL_INTERVAL),
             runtime,
         })?;
         Ok(Daemon {

@@ -14,8 +14,8 @@
 //! is exact. But a bucket that has not been used for about 2^61 ticks looks as if it were in debt,
 //! for as long as it takes to refill: after 73 years at most rates, after 26 days at a scale of 1024,
 //! and after one or two days at the rates of more than 7,600/s that are rounded. A debt that is too
-//! large to be one shows that this has happened ([`Bucket::full_at`]). Scans renew old words
-//! ([`Bucket::is_old`]), so with a state directory it never happens.
+//! large to be one shows that this has happened ([`Bucket::unwrapped`]). Old words
+//! ([`Bucket::is_old`]) are [renewed](super::renew), at least every few hours, so it never happens.
 
 use crate::limiter::balance::Balance;
 use crate::limiter::rate::Rate;

@@ -41,6 +41,14 @@ pub(super) struct Migration {
     pub(super) new_rule: Rule,
 }
 
+/// Why a bucket cannot be used.
+pub(super) enum Obstacle {
+    /// A newer snapshot has superseded it.
+    Superseded,
+    /// Its balance is still in another slot.
+    Migrating,
+}
+
 impl Buckets {
     pub(super) fn new() -> Self {
         Self {
@@ -60,18 +68,29 @@ impl Buckets {
     /// Waits until the state of `slot` has no flags set, and returns it. Completes a pending
     /// migration into the slot. Returns `None` if a newer snapshot has superseded the slot.
     pub(super) fn wait_unlocked(&self, slot: u32, now: Now) -> Option<Word> {
+        loop {
+            match self.wait(slot) {
+                Ok(word) => return Some(word),
+                Err(Obstacle::Superseded) => return None,
+                Err(Obstacle::Migrating) => self.complete_migration(slot, now),
+            }
+        }
+    }
+
+    /// Waits until `slot` is not locked.
+    #[inline]
+    pub(super) fn wait(&self, slot: u32) -> Result<Word, Obstacle> {
         let mut spins = 0;
         loop {
-            let state = self.slots.load(slot);
-            if state.is_unflagged() {
-                return Some(state);
-            } else if state.is_superseded() {
-                return None;
-            } else if state.is_migrating() {
-                self.complete_migration(slot, now);
-            } else {
-                spin_or_yield(&mut spins);
+            let word = self.slots.load(slot);
+            if word.is_unflagged() {
+                return Ok(word);
+            } else if word.is_superseded() {
+                return Err(Obstacle::Superseded);
+            } else if word.is_migrating() {
+                return Err(Obstacle::Migrating);
             }
+            spin_or_yield(&mut spins);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use crate::limiter::buckets::{Buckets, spin_or_yield};
+use crate::limiter::buckets::{Buckets, Obstacle};
 use crate::limiter::outcome::{Charge, MAX_CHARGES};
 use crate::limiter::slots::Slots;
 use crate::limiter::word::Word;
@@ -48,14 +48,6 @@ impl Drop for LockedBuckets<'_> {
     fn drop(&mut self) {
         self.unlock();
     }
-}
-
-/// Why a bucket cannot be locked.
-enum Obstacle {
-    /// A newer snapshot has superseded it.
-    Superseded,
-    /// Its balance is still in another slot.
-    Migrating,
 }
 
 impl Buckets {
@@ -110,19 +102,10 @@ impl Buckets {
 
     /// Waits until `slot` is unlocked, and locks it.
     fn lock(&self, slot: u32) -> Result<Word, Obstacle> {
-        let mut spins = 0;
         loop {
-            let word = self.slots.load(slot);
-            if word.is_unflagged() {
-                if self.slots.compare_exchange(slot, word, word.locked()) {
-                    return Ok(word);
-                }
-            } else if word.is_superseded() {
-                return Err(Obstacle::Superseded);
-            } else if word.is_migrating() {
-                return Err(Obstacle::Migrating);
-            } else {
-                spin_or_yield(&mut spins);
+            let word = self.wait(slot)?;
+            if self.slots.compare_exchange(slot, word, word.locked()) {
+                return Ok(word);
             }
         }
     }

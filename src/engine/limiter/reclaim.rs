@@ -248,7 +248,8 @@ mod tests {
             assert!(allocation.assign(|| id(u64::MAX - number), None, RULE).is_some());
         }
         let pending = allocation.commit();
-        allocator.reclaim(&limiter, pending, no_buckets(), now());
+        let evicted = allocator.reclaim(&limiter, pending, no_buckets(), now());
+        assert_eq!(evicted + allocator.retained(), count as usize);
         assert_eq!(allocator.in_use(), allocator.retained() as u64 + live);
         let scan = allocator.scan_balances(&limiter, no_buckets(), now());
         let mut debts: Vec<u64> = scan
@@ -287,6 +288,29 @@ mod tests {
         assert_eq!(allocator.retained(), MIN_RETAINED);
         let forgotten = (0..3).filter(|number| allocator.retained.get(&id(*number)).is_empty());
         assert_eq!(forgotten.count(), 3);
+    }
+
+    #[test]
+    fn buckets_of_one_limit_are_forgotten_together() {
+        if !HAS_ROOM {
+            return;
+        }
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+        // A limit with two rules. One of its buckets is full soonest of all, the other latest.
+        let slow = saved(u64::MAX, 1 << 20);
+        let fast = SavedLimit { balance: SavedBalance::Bucket { debt: 1 }, ..slow };
+        let others = (0..MIN_RETAINED as u64 + 3).map(|number| saved(number, 10 + number));
+        allocator.restore(&limiter, others.chain([slow, fast]), 0, now());
+        let pending = allocator.begin(&limiter).commit();
+        assert_eq!(allocator.reclaim(&limiter, pending, no_buckets(), now()), 5);
+        assert_eq!(allocator.retained.get(&slow.id).len(), 2);
+        // It is that of another limit now.
+        let soon = SavedLimit { id: id(u64::MAX - 1), ..fast };
+        allocator.restore(&limiter, [soon, soon], 0, now());
+        let pending = allocator.begin(&limiter).commit();
+        assert_eq!(allocator.reclaim(&limiter, pending, no_buckets(), now()), 2);
+        assert_eq!(allocator.retained(), MIN_RETAINED);
+        assert!(allocator.retained.get(&soon.id).is_empty());
     }
 
     #[test]

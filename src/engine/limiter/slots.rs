@@ -54,8 +54,8 @@ impl Slots {
 
     #[inline]
     pub(super) fn load(&self, slot: u32) -> Word {
-        // A slot that was never assigned reads as superseded: the caller retries, and nothing is
-        // admitted.
+        // A slot that was never assigned reads as superseded: nothing is admitted, and no loop waits
+        // for it to change.
         let missing = Word::UNSPENT.superseded();
         self.get(slot).map_or(missing, |word| Word::from_bits(word.load(Ordering::Acquire)))
     }

@@ -3,7 +3,8 @@
 //! * What decodes encodes to the same bytes.
 //! * A file with one changed bit, and a file that ends early, are refused.
 //! * A restored limit has the balance that was saved, of a bucket refilled for the time away, and of a
-//!   window only until the window ends. Several balances of one limit never make one above the limit.
+//!   window only until the window ends. All balances of a limit are restored, or none. Several of one
+//!   limit never make one above the limit.
 //!
 //! The first byte of the input decides whether the checksum is corrected, so that inputs get behind
 //! it.
@@ -11,7 +12,7 @@
 use std::collections::HashMap;
 
 use super::Outcome;
-use crate::civil::{ZONES, is_new};
+use crate::civil::{LAST, ZONES, is_new};
 use crate::input::Input;
 use crate::limiter::persist::{SavedBalances, SavedLimit, decode, encode};
 use crate::limiter::{
@@ -70,26 +71,52 @@ fn refuses_damage(file: &[u8], position: usize) {
     }
 }
 
-/// What is available of a restored limit, and the time until nothing is spent; `None` if nothing is.
-fn expected(limit: &SavedLimit, unix: u32, elapsed: u64) -> Option<(i128, u64)> {
+/// The Unix second at which a window starts anew that was used in the one that started at `used`.
+fn end_of_use(period: u8, used: i64, current: i64) -> i64 {
+    let zone = &ZONES[0];
+    let (start, mut end) = zone.window(period, current);
+    if start < used {
+        // It is used in a window that has not begun yet, as if the clock had been set back.
+        end = zone.window(period, used.min(LAST - 1)).1;
+    }
+    while end < LAST && !is_new(period, used, end) {
+        end = zone.window(period, end).1;
+    }
+    end
+}
+
+/// What is available of a restored balance, and the time until nothing is spent.
+fn expected(limit: &SavedLimit, unix: u32, elapsed: u64) -> (i128, u64) {
     match (limit.rule, limit.balance) {
         (Rule::Bucket { rate, .. }, SavedBalance::Bucket { debt }) => {
             let scale = i128::from(rate.scale().get());
-            let debt = i128::from(debt) - i128::from(elapsed) * scale;
+            let debt = (i128::from(debt) - i128::from(elapsed) * scale).max(0);
             let level = i128::from(rate.period().get()) * i128::from(rate.burst()) - debt;
             let available = level.div_euclid(rate.period().get().into());
-            (debt > 0).then_some((available, ((debt + scale - 1) / scale) as u64))
+            (available, ((debt + scale - 1) / scale) as u64)
         }
         (Rule::Window { count, period, .. }, SavedBalance::Window { start, spent }) => {
-            let (current, end) = ZONES[0].window(period.number(), unix.into());
-            let is_over = is_new(period.number(), i64::from(start) * SECONDS_PER_QUARTER, current);
+            let (current, _) = ZONES[0].window(period.number(), unix.into());
+            let used = i64::from(start) * SECONDS_PER_QUARTER;
+            if spent == 0 || is_new(period.number(), used, current) {
+                return (count.into(), 0);
+            }
+            let end = end_of_use(period.number(), used, unix.into());
             let reset = (end - i64::from(NOW.unix)).max(0) as u64 * 1_000_000_000;
-            (!is_over && spent > 0).then_some((i128::from(count) - i128::from(spent), reset))
+            (i128::from(count) - i128::from(spent), reset)
         }
         (Rule::Credits { granted, .. }, SavedBalance::Credits { spent }) => {
-            (spent > 0).then_some((i128::from(granted) - i128::from(spent), NEVER))
+            (i128::from(granted) - i128::from(spent), NEVER)
         }
         other => panic!("a balance of another kind: {other:?}"),
+    }
+}
+
+/// Whether something is spent.
+fn is_spent(limit: &SavedLimit, unix: u32, elapsed: u64) -> bool {
+    match limit.balance {
+        SavedBalance::Credits { spent } => spent > 0,
+        SavedBalance::Bucket { .. } | SavedBalance::Window { .. } => expected(limit, unix, elapsed).1 > 0,
     }
 }
 
@@ -99,30 +126,31 @@ fn restores(saved: &SavedBalances, elapsed: u64) {
     limiter.advance_calendar(saved.calendar);
     let unix = saved.calendar.max(NOW.unix);
     let restored = allocator.restore(&limiter, limits.iter().copied(), elapsed, NOW);
-    let left: Vec<&SavedLimit> =
-        limits.iter().filter(|limit| expected(limit, unix, elapsed).is_some()).collect();
-    assert_eq!(restored, left.len());
     let mut by_id: HashMap<_, Vec<&SavedLimit>> = HashMap::new();
-    for limit in left {
+    for limit in limits {
         by_id.entry(limit.id.0).or_default().push(limit);
     }
+    by_id.retain(|_, same_id| same_id.iter().any(|limit| is_spent(limit, unix, elapsed)));
+    assert_eq!(restored, by_id.values().map(Vec::len).sum::<usize>());
     let mut allocation = allocator.begin(&limiter);
     let mut slots = Vec::new();
     // The first snapshot finds the balance of each limit.
     for same_id in by_id.values() {
-        let [first, others @ ..] = &same_id[..] else { continue };
+        // The rule that is in use, if there is one.
+        let Some(first) = same_id.iter().min_by_key(|limit| limit.is_former) else { continue };
         let slot = allocation.assign(|| first.id, None, first.rule).expect("a free slot");
-        slots.push((slot, *first, others.is_empty()));
+        let continues = same_id.iter().filter(|limit| !limit.is_former).count() == 1;
+        slots.push((slot, *first, continues));
     }
     let _pending = allocation.commit();
-    for (slot, limit, is_only) in slots {
+    for (slot, limit, continues) in slots {
         let charge = [Charge { slot, rule: limit.rule, cost: 0, shadow: false }];
         let Charged::Admitted(report) = limiter.charge(&charge, NOW, None) else {
             panic!("a balance cannot be read");
         };
         let Balance { available, reset, .. } = report.limit.expect("a limit").balance;
-        let expected = expected(limit, unix, elapsed).expect("something is spent");
-        assert!(!is_only || (i128::from(available), reset) == expected, "{limit:?} {available} {reset}");
+        let expected = expected(limit, unix, elapsed);
+        assert!(!continues || (i128::from(available), reset) == expected, "{limit:?} {available} {reset}");
         assert!(i128::from(available) <= limit.rule.limit().into());
     }
 }

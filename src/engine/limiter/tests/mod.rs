@@ -8,6 +8,7 @@ use crate::now::Now;
 mod charges;
 mod costs;
 mod credits;
+mod missing;
 mod overdrafts;
 mod reloads;
 mod resets;

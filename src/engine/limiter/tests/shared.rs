@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::limiter::lock::LockedBuckets;
 use crate::limiter::persist::{decode, encode};
 
 const SEQUENCES: u64 = 500;
@@ -289,4 +290,36 @@ fn limit_with_several_rates_is_forgotten_once_all_are_full() {
     assert_eq!(retained(&mut process, &[], 5), (3, 3), "the former one is not full");
     assert_eq!(retained(&mut process, &[], 19), (3, 3));
     assert_eq!(retained(&mut process, &[], 1), (0, 0));
+}
+
+/// Its bucket was retained without a key before the rule changed.
+#[test]
+fn rate_that_was_replaced_while_its_key_was_away_is_a_former_one() {
+    let (slow, fast) = (rate(1, 30), rate(10, 20));
+    let mut process = Process::new(1);
+    process.reload(&wanting(&[slow]), UNIX, |_| Vec::new());
+    assert!(matches!(process.request((9, 0, 0, 25), UNIX)[..], [Outcome::Admitted(_)]));
+    process.reload(&BTreeMap::new(), UNIX, |_| Vec::new());
+    process.reload(&wanting(&[fast]), UNIX, |_| Vec::new());
+    assert_eq!(process.allocator.retained(), 1);
+    process.nanoseconds += SECOND;
+    assert_eq!(after_restart_and_absence(process, &[fast]), [[15], [15]]);
+}
+
+#[test]
+fn full_bucket_that_has_wrapped_around_is_saved_as_full() {
+    let fast = Rule::bucket(Rate::new(9_999_991, SECOND, 3).expect("in range"), 0).expect("in range");
+    let (wrap, slow) = ((1 << 61) >> 14, rate(1, 1 << 20));
+    let mut process = Process::new(1);
+    process.reload(&wanting(&[fast, slow]), UNIX, |_| Vec::new());
+    process.nanoseconds = wrap / 4 * 3;
+    assert!(matches!(process.request((9, 0, 1, 1 << 19), UNIX)[..], [Outcome::Admitted(_)]));
+    // A request that is being charged keeps the scan from renewing the word.
+    let charges = [enforced(process.live[&0][0])];
+    let mut locked = LockedBuckets::new(&process.limiter.buckets);
+    process.limiter.buckets.lock_all(&charges, process.now(UNIX), &mut locked).expect("not superseded");
+    let listed = Process::listed(&process.live);
+    let scan = process.allocator.scan_balances(&process.limiter, listed, process.now(UNIX));
+    let debts: Vec<SavedBalance> = scan.at(process.now(UNIX)).map(|limit| limit.balance).collect();
+    assert_eq!(debts, [0, SECOND << 19].map(|debt| SavedBalance::Bucket { debt }));
 }

@@ -1,6 +1,8 @@
 //! Calendar windows: what is spent in one, and what a change of the clock, of the rule or of the
 //! process leaves of it.
 
+use jiff::tz::{TimeZone, offset};
+
 use super::*;
 
 const HOUR: u32 = 3_600;
@@ -180,4 +182,74 @@ fn restart_keeps_what_was_spent_in_the_window() {
         let added = reload_at(&limiter, &mut allocator, None, Some(day(5)), second).expect("it is wanted");
         assert_eq!(left(&limiter, added, second), expected, "{second}");
     }
+}
+
+/// Charges a window in one time zone, and changes to another one. Returns what a refusal then states
+/// in seconds; `None` if nothing is refused.
+fn wait_after_a_change(period: Period, [old, new]: [i8; 2], charged: u32, asked: u32) -> Option<u32> {
+    let (limiter, _, bucket) = new_window(window(5, period, 0), charged);
+    limiter.set_time_zone(TimeZone::fixed(offset(old)));
+    assert!(is_admitted(&limiter, bucket, charged, 5));
+    limiter.set_time_zone(TimeZone::fixed(offset(new)));
+    let refused = match charge_at(&limiter, bucket, asked, 5) {
+        Outcome::Refused(report) => report.limit.expect("a limit").balance,
+        Outcome::Admitted(_) => return None,
+        other => panic!("neither admitted nor refused: {other:?}"),
+    };
+    assert_eq!(refused.reset, refused.retry_after);
+    let wait = (refused.retry_after / SECOND) as u32;
+    // It is neither too early nor too late.
+    assert!(!is_admitted(&limiter, bucket, asked + wait - 1, 1), "{period:?} {old} {new} {charged} {asked}");
+    assert!(is_admitted(&limiter, bucket, asked + wait, 5), "{period:?} {old} {new} {charged} {asked}");
+    Some(wait)
+}
+
+#[test]
+fn quota_says_when_it_starts_anew_after_a_change_of_the_time_zone() {
+    const MONTH: Period = Period::Month(1);
+    let december = MIDNIGHT + DAY;
+    // In the zone 14 hours ahead, the month ends before it does in UTC.
+    let noon = MIDNIGHT + 12 * HOUR;
+    assert_eq!(wait_after_a_change(MONTH, [0, 14], MIDNIGHT, MIDNIGHT + 9 * HOUR), Some(HOUR));
+    assert_eq!(wait_after_a_change(MONTH, [0, 14], MIDNIGHT, noon), None, "its December has begun");
+    // What is spent in that December counts until the December of UTC ends.
+    assert_eq!(wait_after_a_change(MONTH, [14, 0], noon, noon), Some(december + 31 * DAY - noon));
+    assert_eq!(wait_after_a_change(MONTH, [14, 0], noon, december), Some(31 * DAY));
+    // A day that began at 10:00 in UTC does not end at midnight, 14 hours later.
+    assert_eq!(wait_after_a_change(Period::Day, [14, 0], noon, noon), Some(36 * HOUR));
+    assert_eq!(wait_after_a_change(Period::Day, [0, -5], MIDNIGHT, MIDNIGHT + HOUR), Some(28 * HOUR));
+    assert_eq!(wait_after_a_change(Period::Day, [0, 2], MIDNIGHT, noon), Some(10 * HOUR));
+}
+
+/// A window in use ends at most as much early as the zones differ, and less than a window late.
+#[test]
+fn change_of_the_time_zone_prolongs_a_window_by_less_than_another_one() {
+    let periods = [
+        (Period::Hour, HOUR),
+        (Period::Day, DAY),
+        (Period::Week(1), 7 * DAY),
+        (Period::Week(4), 7 * DAY),
+        (Period::Month(1), 31 * DAY),
+        (Period::Month(31), 31 * DAY),
+    ];
+    let mut refusals = 0;
+    for (charged, after) in [(0, 0), (3, 1), (9, 20), (100, 30), (200, 0), (700, 5)] {
+        for old in [-12, -5, 0, 9, 14] {
+            for new in [-12, -1, 0, 5, 14] {
+                for (period, longest) in periods {
+                    let charged = MIDNIGHT + charged * HOUR + 60;
+                    let asked = charged + after * HOUR;
+                    let unchanged = wait_after_a_change(period, [old; 2], charged, charged).expect("refused");
+                    let wait = wait_after_a_change(period, [old, new], charged, asked);
+                    refusals += u32::from(wait.is_some());
+                    let end = asked + wait.unwrap_or(0);
+                    let difference = u32::from(old.abs_diff(new)) * HOUR;
+                    assert!(end >= charged + unchanged.saturating_sub(difference), "{period:?} {old} {new}");
+                    let latest = asked.max(charged + unchanged + longest);
+                    assert!(end <= latest, "{period:?} {old} {new} {charged}");
+                }
+            }
+        }
+    }
+    assert!(refusals > 100, "{refusals}");
 }

@@ -88,6 +88,26 @@ fn scans_renew_full_buckets_so_that_none_wraps_around() {
     assert_eq!(available(&limiter, of, wrap(rule) - 300), 3);
 }
 
+/// Without a state directory, nothing is scanned.
+#[test]
+fn renewal_keeps_full_buckets_from_wrapping_around() {
+    let rule = fast(2);
+    let (limiter, mut allocator, of) = new_charge(rule, 1);
+    let live = BucketRef { slot: of.slot, rule };
+    let retained = saved_bucket("gone", rule, 1);
+    assert_eq!(allocator.restore(&limiter, [retained], 0, at(1)), 1);
+    let step = wrap(rule) / 6;
+    for round in 1..30 {
+        allocator.renew(&limiter, std::iter::once(live), at(round * step));
+        for early in 0..3 {
+            let now = (round + 1) * step - early;
+            assert_eq!(available(&limiter, of, now), 3, "{round}");
+        }
+    }
+    let none = std::iter::empty::<(BucketRef, fn() -> LimitId)>();
+    assert_eq!(allocator.scan_balances(&limiter, none, at(30 * step)).at(at(30 * step)).len(), 0);
+}
+
 #[test]
 fn scan_does_not_replace_a_word_that_is_locked() {
     let rule = fast(0);
