@@ -215,6 +215,11 @@ impl Simulation {
 
     /// Restarts the daemon from its saved balances, with keys that have changed in the meantime.
     fn restart(&mut self) {
+        self.restart_without_keys();
+        self.change_plan();
+    }
+
+    fn restart_without_keys(&mut self) {
         let live = self.snapshot.iter().flat_map(|snapshot| snapshot.buckets());
         let now = self.moment();
         let saved: Vec<SavedLimit> = self.allocator.scan_balances(&self.limiter, live, now).at(now).collect();
@@ -222,7 +227,16 @@ impl Simulation {
         self.now += elapsed;
         (self.limiter, self.allocator, self.snapshot) = (Limiter::new(), SlotAllocator::new(), None);
         self.allocator.restore(&self.limiter, saved, elapsed, self.moment());
-        self.change_plan();
+    }
+
+    /// Publishes these plans, also if the first attempts are refused.
+    fn publish_plans(&mut self, plans: &[Plan]) {
+        self.plans = plans.to_vec();
+        let rows = plans.iter().flatten().count();
+        self.publish();
+        while self.snapshot.as_ref().is_none_or(|snapshot| snapshot.len() != rows) {
+            self.publish();
+        }
     }
 
     /// The limits of a key, with this cost on each.
@@ -314,4 +328,36 @@ fn quota_is_not_granted_again_by_reloads_absences_or_restarts() {
         admissions += simulation.admissions;
     }
     assert!(admissions > SEQUENCES, "{admissions} admissions by calendar quotas and credits");
+}
+
+/// An owner's keys are on plans that define its limit differently. What is spent on one plan is not
+/// taken from the other when the process or the keys return.
+#[test]
+fn unspent_plan_of_an_owner_outlives_restarts_and_absences() {
+    let window = |count, period| Rule::window(count, period, 0).expect("in range");
+    let bucket = |of| Rule::bucket(rate(of), 0).expect("in range");
+    let rules = [
+        [window(20, Period::Day), window(40, Period::Week(1))],
+        [bucket((30, 24, 30)), bucket((20, 24, 20))],
+    ];
+    for ([spent, unspent], is_restart) in rules.into_iter().flat_map(|of| [(of, true), (of, false)]) {
+        let mut simulation = Simulation::new(0, 2);
+        let plans = [Some([Some(spent), None]), Some([Some(unspent), None])];
+        let is_admitted = |simulation: &Simulation, key: usize, cost: u64| {
+            let charges = simulation.charges(key, cost as u32).into_iter().map(|(charge, _)| charge);
+            let charges: Vec<Charge> = charges.collect();
+            assert_eq!(charges.len(), 1);
+            matches!(simulation.limiter.charge(&charges, simulation.moment(), None), Outcome::Admitted(_))
+        };
+        simulation.publish_plans(&plans);
+        assert!(is_admitted(&simulation, 0, spent.limit()));
+        if is_restart {
+            simulation.restart_without_keys();
+        } else {
+            simulation.publish_plans(&[None, None]);
+        }
+        simulation.publish_plans(&plans);
+        assert!(is_admitted(&simulation, 1, unspent.limit()), "restart: {is_restart}, {unspent:?}");
+        assert!(!is_admitted(&simulation, 0, spent.limit()), "restart: {is_restart}, {spent:?}");
+    }
 }
