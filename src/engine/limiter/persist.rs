@@ -372,7 +372,7 @@ mod tests {
         for (limit, spent, start) in [
             (bucket(1, 0), floor, 0),
             (window(1, 0, 0), (1 << 38) - 1, u32::MAX / 900),
-            (window(1, 0, 0), 1, 1 << 31 | u32::MAX / 900),
+            (window(1, 0, 0), 1, (1 << 31) | (u32::MAX / 900)),
             (credits(1, 0), 1 << 60, 0),
             (credits(1, 0), 1, 1 << 31),
         ] {
@@ -381,7 +381,7 @@ mod tests {
         for (limit, spent, start) in [
             (bucket(1, 0), floor + 1, 0),
             (bucket(1, 0), 1, 1),
-            (bucket(1, 0), 1, 1 << 31 | 1),
+            (bucket(1, 0), 1, (1 << 31) | 1),
             (window(1, 0, 0), 1 << 38, 0),
             (window(1, 0, 0), 0, u32::MAX / 900 + 1),
             (window(1, 0, 0), 0, 1 << 30),

@@ -292,6 +292,23 @@ fn limit_with_several_rates_is_forgotten_once_all_are_full() {
     assert_eq!(retained(&mut process, &[], 1), (0, 0));
 }
 
+/// A reload takes the lowest of all balances. A former one is full at its burst until it is released.
+#[test]
+fn full_bucket_of_a_former_rate_is_saved_beside_a_spent_one() {
+    let (slow, fast, next) = (rate(1, 10), rate(10, 30), [rate(1, 40)]);
+    let mut process = Process::new(1);
+    process.reload(&wanting(&[slow]), UNIX, |_| Vec::new());
+    assert!(matches!(process.request((9, 0, 0, 5), UNIX)[..], [Outcome::Admitted(_)]));
+    process.reload(&wanting(&[fast]), UNIX, |_| Vec::new());
+    process.nanoseconds += 6 * SECOND;
+    assert!(matches!(process.request((9, 0, 0, 5), UNIX)[..], [Outcome::Admitted(_)]));
+    let mut restarted = process.restarted(7, 0, [UNIX; 2]);
+    for process in [&mut process, &mut restarted] {
+        process.reload(&wanting(&next), UNIX, |_| Vec::new());
+        assert_eq!(remaining(&process.limiter, enforced(process.live[&0][0]), process.nanoseconds), 10);
+    }
+}
+
 /// Its bucket was retained without a key before the rule changed.
 #[test]
 fn rate_that_was_replaced_while_its_key_was_away_is_a_former_one() {
