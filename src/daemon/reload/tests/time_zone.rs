@@ -29,7 +29,8 @@ impl Fixture {
     /// Seconds from [`LATER`] until a quota of the snapshot in force begins anew.
     fn seconds_to_midnight(&mut self) -> u64 {
         let snapshot = Arc::clone(self.worker.load_published().expect("keys").snapshot());
-        let (bucket, _) = snapshot.buckets().next().expect("a quota");
+        let (limit, _) = snapshot.buckets().next().expect("a quota");
+        let [bucket] = *limit.as_ref() else { panic!("one bucket") };
         assert!(matches!(bucket.rule, Rule::Window { .. }));
         let charge = Charge { slot: bucket.slot, rule: bucket.rule, cost: 1, shadow: false };
         let report = self.limiter.charge(&[charge], LATER, None).report();
