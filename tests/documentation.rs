@@ -182,11 +182,12 @@ fn commands_are_documented_and_exist() {
     }
 }
 
-/// Settings as `section.name`, of those sections that have no names of their own below them.
-fn settings() -> BTreeSet<String> {
+/// Settings of a configuration file as `section.name`, of those sections that have no names of their
+/// own below them.
+fn settings(file: &str) -> BTreeSet<String> {
     let mut section = String::new();
     let mut settings = BTreeSet::new();
-    for line in read("systemd/keyward.toml").lines() {
+    for line in read(file).lines() {
         let line = line.trim_start_matches('#');
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             name.clone_into(&mut section);
@@ -197,20 +198,24 @@ fn settings() -> BTreeSet<String> {
             settings.insert(format!("{section}.{name}"));
         }
     }
-    assert!(settings.contains("source.max_shrink"), "{settings:?}");
     settings
 }
 
 #[test]
 fn settings_that_pages_name_exist() {
-    const SECTIONS: [&str; 9] =
+    const OF_DAEMON: [&str; 9] =
         ["server", "uid_quotas", "source", "keys", "state", "revocation", "usage", "audit", "log"];
+    const OF_HTTP: [&str; 5] = ["server", "credentials", "identity", "rate_limits", "log"];
     const FILES: [&str; 3] = [".csv", ".jsonl", ".rs"];
-    let settings = settings();
+    let [of_daemon, of_http] = ["systemd/keyward.toml", "systemd/http.toml"].map(settings);
+    assert!(of_daemon.contains("source.max_shrink") && of_http.contains("server.deadline"));
     for (page, text) in pages() {
+        let is_of_http = page.ends_with("systemd/HTTP.md") || page.starts_with("systemd/gateways");
+        let (settings, sections) =
+            if is_of_http { (&of_http, &OF_HTTP[..]) } else { (&of_daemon, &OF_DAEMON[..]) };
         for span in code_spans(&text) {
             let name = span.split(' ').next().unwrap_or_default();
-            let is_setting = name.split_once('.').is_some_and(|(section, _)| SECTIONS.contains(&section));
+            let is_setting = name.split_once('.').is_some_and(|(section, _)| sections.contains(&section));
             if is_setting && !FILES.iter().any(|extension| name.contains(extension)) {
                 assert!(settings.contains(name), "{}: `{name}` is no setting", page.display());
             }

@@ -70,7 +70,7 @@
 //! | `revocations` | writes the list of revocations, retries what could not be written, and reserves generations ahead |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes usage: no disk holds up the merging |
-//! | `log` | writes the log to standard error; no other thread does ([`log`]) |
+//! | `log` | writes the log to standard error; no other thread does ([`keyward_service::log`]) |
 //! | `audit` | writes refused peers, at most one line a minute for each user and socket; other events are written by their threads ([`audit`]) |
 //!
 //! # Invariants

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Minimum interval between two lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lets one line per [`LOG_INTERVAL`] pass.
+/// Lets one line a second pass.
 #[derive(Default)]
 pub struct LogLimit {
     last_logged: Cell<Option<Instant>>,

@@ -1,7 +1,7 @@
 //! Configuration files: values that are checked while they are parsed, and errors that say where a
 //! wrong one is and what to write instead.
 //!
-//! The daemon and its companions have a file each. [`file`] reads one into the types that describe it;
+//! The daemon and its companions have a file each. [`mod@file`] reads one into the types that describe it;
 //! those have fields of the types here. [`text`] deserializes strings, integers and durations.
 
 pub mod file;

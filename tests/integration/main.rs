@@ -23,6 +23,7 @@ mod compiled;
 mod credit_kills;
 mod descriptors;
 mod gateway_day;
+mod gateways;
 mod generations;
 mod guard;
 mod kills;

@@ -1,0 +1,200 @@
+//! What holds through every gateway.
+
+use rustix::process::Signal;
+
+use super::http_client::Response;
+use super::stack::Stack;
+use crate::support::{Export, key_target, row};
+
+/// A key that is looked for in logs, and in what the upstream receives.
+pub(super) const KEY: &str = "canary-key-0123456789";
+
+/// The routes of the tests.
+pub(super) const ROUTES: &str = r#"
+[[routes]]
+path = "/open"
+access = "open"
+
+[[routes]]
+path = "/closed/**"
+access = "closed"
+
+[[routes]]
+path = "/browser"
+methods = ["POST"]
+cors_preflight = true
+
+[[routes]]
+path = "/scoped"
+scopes = ["invoices:read", "orders:write"]
+
+[[routes]]
+path = "/test"
+environment = "test"
+
+[[routes]]
+path = "/costly"
+cost = 5
+
+[[routes]]
+path = "/typo"
+costs = { tokns = 1 }
+
+[[routes]]
+path = "/fragile"
+fail_open = true
+
+[[routes]]
+path = "/**"
+"#;
+
+pub(super) fn export() -> Export {
+    Export::new([
+        row(KEY)
+            .id("canary")
+            .owner("M\u{fc}ller & Co")
+            .environment("live")
+            .set("scopes", "invoices:read")
+            .limits("requests=1000/d"),
+        row("revoked").status("revoked"),
+        row("disabled").status("disabled"),
+        row("later").set("not_before", "2099-01-01T00:00:00Z"),
+        row("expired").expires_at("2001-01-01 00:00:00+00"),
+        row("elsewhere").allowed_ips("10.0.0.0/8"),
+        row("loopback").allowed_ips("127.0.0.0/8"),
+        row("page").set("allowed_origins", "https://app.example.com"),
+        row("once").limits("requests=1/d"),
+        row("small").limits("requests=2/d"),
+        row("prepaid").limits("credits=1"),
+        row("going"),
+    ])
+}
+
+fn with_key(stack: &Stack, target: &str, key: &str) -> Response {
+    stack.send("GET", target, &[&format!("Authorization: Bearer {key}")])
+}
+
+fn code(response: &Response) -> String {
+    let body: serde_json::Value =
+        serde_json::from_str(&response.body).unwrap_or_else(|_| panic!("{response:?}"));
+    assert_eq!(body["status"], response.status, "{response:?}");
+    body["code"].as_str().expect("a code").to_owned()
+}
+
+/// Every verdict has its status, its headers and its body.
+pub(super) fn verdicts_have_their_statuses(stack: &Stack) {
+    let before = stack.upstream.requests();
+    let spent = with_key(stack, "/", "once");
+    assert_eq!((spent.status, with_key(stack, "/", "prepaid").status), (200, 200));
+    for (target, key, status, expected) in [
+        ("/", "unknown", 401, "UNKNOWN_KEY"),
+        ("/", "revoked", 401, "REVOKED"),
+        ("/", "disabled", 401, "DISABLED"),
+        ("/", "later", 401, "NOT_YET_VALID"),
+        ("/", "expired", 401, "EXPIRED"),
+        ("/test", KEY, 401, "WRONG_ENVIRONMENT"),
+        ("/", "elsewhere", 403, "IP_NOT_ALLOWED"),
+        ("/", "page", 403, "ORIGIN_NOT_ALLOWED"),
+        ("/scoped", KEY, 403, "MISSING_SCOPE"),
+        ("/typo", KEY, 500, "UNKNOWN_LIMIT"),
+        ("/costly", "small", 403, "COST_EXCEEDS_BURST"),
+        ("/", "prepaid", 402, "OUT_OF_CREDIT"),
+        ("/", "once", 429, "RATE_LIMITED"),
+        ("/", "a,b", 400, "INVALID_CREDENTIAL"),
+        ("/closed/a", KEY, 403, "CLOSED_ROUTE"),
+        ("/a//b", KEY, 400, "AMBIGUOUS_PATH"),
+        ("/open/../scoped", KEY, 400, "AMBIGUOUS_PATH"),
+    ] {
+        let response = with_key(stack, target, key);
+        assert_eq!(
+            (response.status, code(&response).as_str()),
+            (status, expected),
+            "{target} {key}: {response:?}"
+        );
+        let challenge = match expected {
+            "MISSING_SCOPE" => {
+                Some(r#"Bearer error="insufficient_scope", scope="invoices:read orders:write""#)
+            }
+            "INVALID_CREDENTIAL" => Some(r#"Bearer error="invalid_request""#),
+            _ => (status == 401).then_some(r#"Bearer error="invalid_token""#),
+        };
+        assert_eq!(response.header("www-authenticate"), challenge, "{expected}: {response:?}");
+        let retry_after = response.header("retry-after").map(|text| text.parse::<u32>().expect("seconds"));
+        assert_eq!(retry_after.is_some_and(|seconds| seconds > 80_000), status == 429, "{response:?}");
+    }
+    let no_key = stack.send("GET", "/", &[]);
+    assert_eq!((no_key.status, code(&no_key).as_str()), (401, "NO_KEY"));
+    assert_eq!(no_key.header("www-authenticate"), Some("Bearer"));
+    assert_eq!(stack.upstream.requests(), before + 2, "nothing that was refused has reached the upstream");
+}
+
+/// The upstream gets the identity, and nothing that the client has forged.
+pub(super) fn upstream_sees_the_identity_and_not_the_key(stack: &Stack) {
+    let lower_case = |response: &Response| response.body.to_lowercase();
+    for key_header in [format!("Authorization: Bearer {KEY}"), format!("X-API-Key: {KEY}")] {
+        let forged = ["X-Keyward-Owner: evil", "x-keyward-plan: evil", "X-Keyward-Key-Id: evil"];
+        let headers = [&[key_header.as_str()], &forged[..]].concat();
+        let response = stack.send("GET", "/a?b=c", &headers);
+        assert_eq!(response.status, 200, "{response:?}");
+        let seen = lower_case(&response);
+        assert!(seen.contains("x-keyward-key-id: canary"), "{seen}");
+        assert!(seen.contains("x-keyward-owner: m%c3%bcller%20&%20co"), "{seen}");
+        assert!(seen.contains("x-keyward-environment: live"), "{seen}");
+        assert!(seen.starts_with("get /a?b=c http/1."), "{seen}");
+        assert!(!seen.contains("evil") && !seen.contains(KEY), "{seen}");
+        assert_eq!(response.header("ratelimit-policy"), Some("\"requests\";q=1000"));
+        assert!(
+            response.header("ratelimit").is_some_and(|value| value.starts_with("\"requests\";r=99")),
+            "{response:?}"
+        );
+    }
+    let open = stack.send("GET", "/open", &["X-Keyward-Owner: evil"]);
+    assert_eq!(open.status, 200);
+    assert!(!lower_case(&open).contains("evil"), "{open:?}");
+    assert_eq!(with_key(stack, "/", "loopback").status, 200, "the gateway states the address of the client");
+}
+
+/// A browser's page: allowed from its origin, refused from another, preflight let through.
+pub(super) fn browser_requests_are_bound_to_origins(stack: &Stack) {
+    let key = "Authorization: Bearer page";
+    let from = |origin: &str| stack.send("POST", "/browser", &[key, origin, "Content-Length: 0"]).status;
+    assert_eq!(
+        (from("Origin: https://app.example.com"), from("Origin: https://evil.example.com")),
+        (200, 403)
+    );
+    let origin = "Origin: https://app.example.com";
+    let preflight = stack.send("OPTIONS", "/browser", &[origin, "Access-Control-Request-Method: POST"]);
+    assert_eq!(preflight.status, 200, "{preflight:?}");
+    assert_eq!(stack.send("OPTIONS", "/browser", &[origin]).status, 401);
+}
+
+/// A revocation that is acknowledged holds for the next request.
+pub(super) fn revocation_holds_at_once(stack: &Stack) {
+    assert_eq!(with_key(stack, "/", "going").status, 200);
+    stack.daemon.revoke(key_target("going"));
+    let response = with_key(stack, "/", "going");
+    assert_eq!((response.status, code(&response).as_str()), (401, "REVOKED"));
+}
+
+/// Without the daemon, or without `keyward http`, nothing gets through.
+pub(super) fn failure_refuses_requests(stack: &mut Stack) {
+    stack.daemon.signal(Signal::KILL);
+    let response = with_key(stack, "/", KEY);
+    assert_eq!((response.status, code(&response).as_str()), (503, "UNAVAILABLE"), "{response:?}");
+    let open = with_key(stack, "/fragile", KEY);
+    assert_eq!(open.status, 200, "the route fails open: {open:?}");
+    stack.companion.end(Signal::KILL);
+    let before = stack.upstream.requests();
+    for target in ["/", "/fragile", "/open"] {
+        let response = with_key(stack, target, KEY);
+        assert_eq!(response.status, 503, "{response:?}");
+    }
+    assert_eq!(stack.upstream.requests(), before);
+}
+
+/// No log has a key. To be called last.
+pub(super) fn logs_have_no_key(stack: &Stack) {
+    let logs = stack.logs();
+    assert!(logs.contains("RATE_LIMITED") || logs.contains("429"), "the gateway has logged requests: {logs}");
+    assert!(!logs.contains(KEY), "{logs}");
+}

@@ -1,0 +1,52 @@
+//! nginx with `auth_request`.
+
+use std::fs;
+use std::process::Command;
+
+use super::cases;
+use super::page::block;
+use super::stack::Stack;
+
+fn start() -> Stack {
+    let listener = |directory: &std::path::Path| {
+        let socket = directory.join("nginx.sock").display().to_string();
+        // nginx's workers are of a user of their own.
+        let group = "socket_group = \"www-data\"";
+        block(
+            "nginx",
+            "toml",
+            &[("/run/keyward-http/nginx.sock", &socket), (group, "socket_mode = \"0666\"")],
+        )
+    };
+    let mut stack = Stack::start(cases::export(), listener, cases::ROUTES);
+    let [socket, log] = ["nginx.sock", "access.log"].map(|name| stack.path(name).display().to_string());
+    let configuration = block(
+        "nginx",
+        "nginx",
+        &[
+            ("/run/keyward-http/nginx.sock", &socket),
+            ("127.0.0.1:8080", &format!("127.0.0.1:{}", stack.upstream.port)),
+            ("listen 80;", &format!("listen 127.0.0.1:{};", stack.port)),
+            ("/var/log/nginx/access.log", &log),
+        ],
+    );
+    let file = stack.path("nginx.conf");
+    fs::write(&file, configuration).expect("writes");
+    let directives = format!("daemon off; pid {};", stack.path("nginx.pid").display());
+    let mut nginx = Command::new("nginx");
+    nginx.arg("-c").arg(&file).arg("-p").arg(stack.path("")).arg("-e").arg(stack.path("error.log"));
+    stack.start_gateway(nginx.arg("-g").arg(directives));
+    stack
+}
+
+#[test]
+#[ignore = "needs nginx"]
+fn documented_configuration_checks_every_request() {
+    let mut stack = start();
+    cases::verdicts_have_their_statuses(&stack);
+    cases::upstream_sees_the_identity_and_not_the_key(&stack);
+    cases::browser_requests_are_bound_to_origins(&stack);
+    cases::revocation_holds_at_once(&stack);
+    cases::failure_refuses_requests(&mut stack);
+    cases::logs_have_no_key(&stack);
+}

@@ -1,0 +1,107 @@
+//! The daemon, `keyward http`, a gateway and the upstream, each on sockets of its own.
+
+use std::fs::{self, File};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::http_client::{Response, send};
+use super::upstream::Upstream;
+use crate::support::{Daemon, Export, keyward, wait_until};
+
+/// A process that is stopped when it is dropped.
+pub(super) struct Process(Child);
+
+impl Process {
+    /// Starts a program whose output goes to `log`.
+    pub(super) fn start(command: &mut Command, log: &Path) -> Self {
+        let log = File::create(log).expect("creates");
+        let error_log = log.try_clone().expect("a descriptor");
+        let child = command.stdin(Stdio::null()).stdout(log).stderr(error_log).spawn();
+        Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    /// Ends the process with `signal`, and waits.
+    pub(super) fn end(&mut self, signal: Signal) {
+        if self.0.try_wait().expect("its state").is_none() {
+            kill_process(Pid::from_child(&self.0), signal).expect("signals");
+            self.0.wait().expect("its end");
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end(Signal::TERM);
+    }
+}
+
+/// Everything that a request passes.
+pub(super) struct Stack {
+    pub(super) gateway: Option<Process>,
+    pub(super) companion: Process,
+    pub(super) daemon: Daemon,
+    pub(super) upstream: Upstream,
+    /// The port of the gateway.
+    pub(super) port: u16,
+    directory: TempDir,
+}
+
+impl Stack {
+    /// Starts everything but the gateway. `listener` makes the gateway's table in http.toml from the
+    /// directory of the test; `routes` follow it.
+    pub(super) fn start(export: Export, listener: impl FnOnce(&Path) -> String, routes: &str) -> Self {
+        let directory = TempDir::new().expect("a directory");
+        // Gateways give up the privileges of root.
+        fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("sets");
+        let daemon = Daemon::serving(export);
+        let server = format!("[server]\nkeyward = {:?}\ndeadline = \"5s\"\n\n", daemon.socket());
+        let text = format!("{server}{}\n{routes}", listener(directory.path()));
+        fs::write(directory.path().join("http.toml"), text).expect("writes");
+        let companion = start_companion(directory.path());
+        Self { gateway: None, companion, daemon, upstream: Upstream::start(), port: free_port(), directory }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Starts the gateway, and waits until it accepts connections.
+    pub(super) fn start_gateway(&mut self, command: &mut Command) {
+        self.gateway = Some(Process::start(command, &self.path("gateway.log")));
+        let port = self.port;
+        wait_until("the gateway", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    }
+
+    /// Sends a request with these header lines through the gateway.
+    pub(super) fn send(&self, method: &str, target: &str, headers: &[&str]) -> Response {
+        send(self.port, method, target, headers)
+    }
+
+    /// Everything that was written to logs by the gateway and by `keyward http`.
+    pub(super) fn logs(&self) -> String {
+        let files =
+            fs::read_dir(self.directory.path()).expect("reads").map(|entry| entry.expect("an entry").path());
+        let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        logs.map(|path| fs::read_to_string(path).expect("reads")).collect()
+    }
+}
+
+fn start_companion(directory: &Path) -> Process {
+    let mut command = keyward();
+    command.arg("http").arg("--config").arg(directory.join("http.toml"));
+    let log = directory.join("http.log");
+    let companion = Process::start(&mut command, &log);
+    wait_until("keyward http", || fs::read_to_string(&log).is_ok_and(|log| log.contains("listening")));
+    companion
+}
+
+/// A TCP port that is free at the moment.
+pub(super) fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
+    listener.local_addr().expect("an address").port()
+}
