@@ -181,6 +181,7 @@ fn directory_of(package: &str, target: &str) -> Option<&'static str> {
         ("keyward-protocol", "--test vectors") => "protocol/tests",
         ("keyward-schedules", "--test model") => "tests/schedules/model",
         ("keyward-source", "--lib") => "src/source",
+        ("keyward-http", "--lib") => "src/http",
         ("keyward-state", "--lib") => "src/state",
         _ => return None,
     })

@@ -4,10 +4,10 @@ use rustix::process::Signal;
 
 use super::http_client::Response;
 use super::stack::Stack;
-use crate::support::{Export, key_target, row};
+use crate::support::{Export, key_target, row, wait_until};
 
 /// A key that is looked for in logs, and in what the upstream receives.
-pub(super) const KEY: &str = "canary-key-0123456789";
+const KEY: &str = "canary-key-0123456789";
 
 /// The routes of the tests.
 pub(super) const ROUTES: &str = r#"
@@ -60,8 +60,10 @@ pub(super) fn export() -> Export {
         row("disabled").status("disabled"),
         row("later").set("not_before", "2099-01-01T00:00:00Z"),
         row("expired").expires_at("2001-01-01 00:00:00+00"),
-        row("elsewhere").allowed_ips("10.0.0.0/8"),
-        row("loopback").allowed_ips("127.0.0.0/8"),
+        row("elsewhere").allowed_ips("203.0.113.0/24"),
+        // Denied if no address is stated. Which one depends on the gateway: Envoy states one of the host
+        // for a client on the loopback interface.
+        row("anywhere").allowed_ips("0.0.0.0/0,::/0"),
         row("page").set("allowed_origins", "https://app.example.com"),
         row("once").limits("requests=1/d"),
         row("small").limits("requests=2/d"),
@@ -81,8 +83,29 @@ fn code(response: &Response) -> String {
     body["code"].as_str().expect("a code").to_owned()
 }
 
+/// What a gateway does differently from others.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Traits {
+    /// It resolves paths before it asks.
+    pub(super) resolves_paths: bool,
+    /// The client of a request that is let through does not see its limits.
+    pub(super) hides_limits: bool,
+    /// It takes a reply of 5xx for a failure, and responds with 503 and without a body.
+    pub(super) replaces_errors: bool,
+}
+
+/// All cases.
+pub(super) fn all(stack: &mut Stack, traits: Traits) {
+    verdicts_have_their_statuses(stack, traits);
+    upstream_sees_the_identity_and_not_the_key(stack, traits);
+    browser_requests_are_bound_to_origins(stack);
+    revocation_holds_at_once(stack);
+    failure_refuses_requests(stack, traits);
+    logs_have_no_key(stack);
+}
+
 /// Every verdict has its status, its headers and its body.
-pub(super) fn verdicts_have_their_statuses(stack: &Stack) {
+fn verdicts_have_their_statuses(stack: &Stack, traits: Traits) {
     let before = stack.upstream.requests();
     let spent = with_key(stack, "/", "once");
     assert_eq!((spent.status, with_key(stack, "/", "prepaid").status), (200, 200));
@@ -105,6 +128,13 @@ pub(super) fn verdicts_have_their_statuses(stack: &Stack) {
         ("/a//b", KEY, 400, "AMBIGUOUS_PATH"),
         ("/open/../scoped", KEY, 400, "AMBIGUOUS_PATH"),
     ] {
+        if expected == "AMBIGUOUS_PATH" && traits.resolves_paths {
+            continue;
+        }
+        if status >= 500 && traits.replaces_errors {
+            assert_eq!(with_key(stack, target, key).status, 503);
+            continue;
+        }
         let response = with_key(stack, target, key);
         assert_eq!(
             (response.status, code(&response).as_str()),
@@ -129,7 +159,7 @@ pub(super) fn verdicts_have_their_statuses(stack: &Stack) {
 }
 
 /// The upstream gets the identity, and nothing that the client has forged.
-pub(super) fn upstream_sees_the_identity_and_not_the_key(stack: &Stack) {
+fn upstream_sees_the_identity_and_not_the_key(stack: &Stack, traits: Traits) {
     let lower_case = |response: &Response| response.body.to_lowercase();
     for key_header in [format!("Authorization: Bearer {KEY}"), format!("X-API-Key: {KEY}")] {
         let forged = ["X-Keyward-Owner: evil", "x-keyward-plan: evil", "X-Keyward-Key-Id: evil"];
@@ -142,20 +172,23 @@ pub(super) fn upstream_sees_the_identity_and_not_the_key(stack: &Stack) {
         assert!(seen.contains("x-keyward-environment: live"), "{seen}");
         assert!(seen.starts_with("get /a?b=c http/1."), "{seen}");
         assert!(!seen.contains("evil") && !seen.contains(KEY), "{seen}");
-        assert_eq!(response.header("ratelimit-policy"), Some("\"requests\";q=1000"));
-        assert!(
-            response.header("ratelimit").is_some_and(|value| value.starts_with("\"requests\";r=99")),
-            "{response:?}"
-        );
+        if !traits.hides_limits {
+            assert_eq!(response.header("ratelimit-policy"), Some("\"requests\";q=1000"));
+            let state = response.header("ratelimit").unwrap_or_default();
+            assert!(state.starts_with("\"requests\";r=99"), "{response:?}");
+        }
     }
     let open = stack.send("GET", "/open", &["X-Keyward-Owner: evil"]);
     assert_eq!(open.status, 200);
     assert!(!lower_case(&open).contains("evil"), "{open:?}");
-    assert_eq!(with_key(stack, "/", "loopback").status, 200, "the gateway states the address of the client");
+    let stated = with_key(stack, "/", "anywhere");
+    assert_eq!(stated.status, 200, "the gateway states the address of the client: {stated:?}");
+    let forged = ["X-API-Key: elsewhere", "X-Forwarded-For: 203.0.113.7", "X-Real-IP: 203.0.113.7"];
+    assert_eq!(code(&stack.send("GET", "/", &forged)), "IP_NOT_ALLOWED");
 }
 
 /// A browser's page: allowed from its origin, refused from another, preflight let through.
-pub(super) fn browser_requests_are_bound_to_origins(stack: &Stack) {
+fn browser_requests_are_bound_to_origins(stack: &Stack) {
     let key = "Authorization: Bearer page";
     let from = |origin: &str| stack.send("POST", "/browser", &[key, origin, "Content-Length: 0"]).status;
     assert_eq!(
@@ -169,7 +202,7 @@ pub(super) fn browser_requests_are_bound_to_origins(stack: &Stack) {
 }
 
 /// A revocation that is acknowledged holds for the next request.
-pub(super) fn revocation_holds_at_once(stack: &Stack) {
+fn revocation_holds_at_once(stack: &Stack) {
     assert_eq!(with_key(stack, "/", "going").status, 200);
     stack.daemon.revoke(key_target("going"));
     let response = with_key(stack, "/", "going");
@@ -177,24 +210,25 @@ pub(super) fn revocation_holds_at_once(stack: &Stack) {
 }
 
 /// Without the daemon, or without `keyward http`, nothing gets through.
-pub(super) fn failure_refuses_requests(stack: &mut Stack) {
+fn failure_refuses_requests(stack: &mut Stack, traits: Traits) {
     stack.daemon.signal(Signal::KILL);
     let response = with_key(stack, "/", KEY);
-    assert_eq!((response.status, code(&response).as_str()), (503, "UNAVAILABLE"), "{response:?}");
+    assert_eq!(response.status, 503, "{response:?}");
+    assert!(traits.replaces_errors || code(&response) == "UNAVAILABLE", "{response:?}");
     let open = with_key(stack, "/fragile", KEY);
     assert_eq!(open.status, 200, "the route fails open: {open:?}");
     stack.companion.end(Signal::KILL);
     let before = stack.upstream.requests();
     for target in ["/", "/fragile", "/open"] {
         let response = with_key(stack, target, KEY);
-        assert_eq!(response.status, 503, "{response:?}");
+        assert!((500..600).contains(&response.status), "{response:?}");
     }
     assert_eq!(stack.upstream.requests(), before);
 }
 
-/// No log has a key. To be called last.
-pub(super) fn logs_have_no_key(stack: &Stack) {
+/// No log has a key.
+fn logs_have_no_key(stack: &Stack) {
+    wait_until("the gateway to log a refusal", || stack.logs().contains("429"));
     let logs = stack.logs();
-    assert!(logs.contains("RATE_LIMITED") || logs.contains("429"), "the gateway has logged requests: {logs}");
     assert!(!logs.contains(KEY), "{logs}");
 }

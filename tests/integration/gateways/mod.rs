@@ -3,9 +3,12 @@
 //! A test starts the daemon, `keyward http`, the gateway and an upstream that answers with what it has
 //! received. [`cases`] are the same for all gateways.
 
+mod caddy;
 mod cases;
+mod envoy;
 mod http_client;
 mod nginx;
 mod page;
 mod stack;
+mod traefik;
 mod upstream;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::cases;
+use super::cases::{self, Traits};
 use super::page::block;
 use super::stack::Stack;
 
@@ -42,11 +42,5 @@ fn start() -> Stack {
 #[test]
 #[ignore = "needs nginx"]
 fn documented_configuration_checks_every_request() {
-    let mut stack = start();
-    cases::verdicts_have_their_statuses(&stack);
-    cases::upstream_sees_the_identity_and_not_the_key(&stack);
-    cases::browser_requests_are_bound_to_origins(&stack);
-    cases::revocation_holds_at_once(&stack);
-    cases::failure_refuses_requests(&mut stack);
-    cases::logs_have_no_key(&stack);
+    cases::all(&mut start(), Traits::default());
 }

@@ -3,19 +3,23 @@
 use std::fs;
 use std::path::Path;
 
-/// The block of `language` in the page of a gateway, with every text in `replaced` replaced. Each has
+/// The only block of `language` in the page of a gateway, with every text in `replaced` replaced. Each has
 /// to be there, so that a page that changes is noticed.
 pub(super) fn block(gateway: &str, language: &str, replaced: &[(&str, &str)]) -> String {
+    let [block] = blocks(gateway, language, replaced).try_into().expect("one block");
+    block
+}
+
+/// All blocks of `language`, as [`block`].
+pub(super) fn blocks(gateway: &str, language: &str, replaced: &[(&str, &str)]) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("systemd/gateways/{gateway}.md"));
     let page = fs::read_to_string(&path).expect("the page");
-    let fence = format!("```{language}\n");
-    let (_, rest) = page.split_once(&fence).unwrap_or_else(|| panic!("no {language} in {}", path.display()));
-    let (mut text, _) =
-        rest.split_once("\n```\n").map(|(text, rest)| (text.to_owned(), rest)).expect("an end");
-    assert!(!rest.contains(&fence), "more than one block of {language} in {}", path.display());
-    for (old, new) in replaced {
-        assert!(text.contains(old), "{old:?} is not in {}", path.display());
-        text = text.replace(old, new);
+    for (old, _) in replaced {
+        assert!(page.contains(old), "{old:?} is not in {}", path.display());
     }
-    text
+    let replace =
+        |text: &str| replaced.iter().fold(text.to_owned(), |text, (old, new)| text.replace(old, new));
+    let begin = format!("```{language}\n");
+    let blocks = page.split(&begin).skip(1).map(|rest| rest.split_once("\n```\n").expect("an end").0);
+    blocks.map(replace).collect()
 }

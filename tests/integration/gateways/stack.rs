@@ -70,11 +70,13 @@ impl Stack {
         self.directory.path().join(name)
     }
 
-    /// Starts the gateway, and waits until it accepts connections.
+    /// Starts the gateway, and waits until it lets requests through.
     pub(super) fn start_gateway(&mut self, command: &mut Command) {
         self.gateway = Some(Process::start(command, &self.path("gateway.log")));
         let port = self.port;
-        wait_until("the gateway", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        wait_until("the gateway", || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok() && self.send("GET", "/open", &[]).status == 200
+        });
     }
 
     /// Sends a request with these header lines through the gateway.
@@ -98,6 +100,13 @@ fn start_companion(directory: &Path) -> Process {
     let companion = Process::start(&mut command, &log);
     wait_until("keyward http", || fs::read_to_string(&log).is_ok_and(|log| log.contains("listening")));
     companion
+}
+
+/// The path of a gateway's program. `KEYWARD_GATEWAYS` names the directory that `tests/run` has
+/// installed them in; without it, they are looked for in PATH.
+pub(super) fn program(name: &str) -> PathBuf {
+    std::env::var_os("KEYWARD_GATEWAYS")
+        .map_or_else(|| name.into(), |directory| Path::new(&directory).join(name))
 }
 
 /// A TCP port that is free at the moment.

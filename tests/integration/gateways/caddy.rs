@@ -1,0 +1,42 @@
+//! Caddy with `forward_auth`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::cases::{self, Traits};
+use super::page::block;
+use super::stack::{Stack, program};
+
+const SOCKET: &str = "/run/keyward-http/caddy.sock";
+
+fn start() -> Stack {
+    let listener = |directory: &Path| {
+        let socket = directory.join("caddy.sock").display().to_string();
+        block("caddy", "toml", &[(SOCKET, &socket), ("socket_group = \"caddy\"\n", "")])
+    };
+    let mut stack = Stack::start(cases::export(), listener, cases::ROUTES);
+    let [socket, log] = ["caddy.sock", "access.log"].map(|name| stack.path(name).display().to_string());
+    let configuration = block(
+        "caddy",
+        "caddyfile",
+        &[
+            (SOCKET, &socket),
+            ("127.0.0.1:8080", &format!("127.0.0.1:{}", stack.upstream.port)),
+            ("http://:80", &format!("http://:{}", stack.port)),
+            ("/var/log/caddy/access.log", &log),
+        ],
+    );
+    let file = stack.path("Caddyfile");
+    fs::write(&file, configuration).expect("writes");
+    let mut caddy = Command::new(program("caddy"));
+    caddy.env("HOME", stack.path("")).args(["run", "--adapter", "caddyfile", "--config"]).arg(&file);
+    stack.start_gateway(&mut caddy);
+    stack
+}
+
+#[test]
+#[ignore = "needs Caddy"]
+fn documented_configuration_checks_every_request() {
+    cases::all(&mut start(), Traits::default());
+}
