@@ -67,6 +67,8 @@ impl Buckets {
 
     /// Waits until the state of `slot` has no flags set, and returns it. Completes a pending
     /// migration into the slot. Returns `None` if a newer snapshot has superseded the slot.
+    // Inlined, it makes every charge slower: 779 instructions a request instead of 771.
+    #[inline(never)]
     pub(super) fn wait_unlocked(&self, slot: u32, now: Now) -> Option<Word> {
         loop {
             match self.wait(slot) {
