@@ -6,6 +6,7 @@
 mod caddy;
 mod cases;
 mod envoy;
+mod haproxy;
 mod http_client;
 mod nginx;
 mod page;

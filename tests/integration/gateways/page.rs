@@ -20,6 +20,6 @@ pub(super) fn blocks(gateway: &str, language: &str, replaced: &[(&str, &str)]) -
     let replace =
         |text: &str| replaced.iter().fold(text.to_owned(), |text, (old, new)| text.replace(old, new));
     let begin = format!("```{language}\n");
-    let blocks = page.split(&begin).skip(1).map(|rest| rest.split_once("\n```\n").expect("an end").0);
+    let blocks = page.split(&begin).skip(1).map(|rest| rest.split_once("```\n").expect("an end").0);
     blocks.map(replace).collect()
 }

@@ -5,13 +5,15 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::http_client::{Response, send};
 use super::upstream::Upstream;
-use crate::support::{Daemon, Export, keyward, wait_until};
+use crate::support::{Daemon, Export, TIMEOUT, keyward, wait_until};
 
 /// A process that is stopped when it is dropped.
 pub(super) struct Process(Child);
@@ -73,10 +75,12 @@ impl Stack {
     /// Starts the gateway, and waits until it lets requests through.
     pub(super) fn start_gateway(&mut self, command: &mut Command) {
         self.gateway = Some(Process::start(command, &self.path("gateway.log")));
-        let port = self.port;
-        wait_until("the gateway", || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok() && self.send("GET", "/open", &[]).status == 200
-        });
+        let (port, deadline) = (self.port, Instant::now() + TIMEOUT);
+        while TcpStream::connect(("127.0.0.1", port)).is_err() || self.send("GET", "/open", &[]).status != 200
+        {
+            assert!(Instant::now() < deadline, "the gateway does not serve: {}", self.logs());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Sends a request with these header lines through the gateway.
