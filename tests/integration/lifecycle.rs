@@ -23,7 +23,7 @@ fn second_daemon_on_the_same_socket_is_refused() {
     second.arg("serve").arg("--source").arg(daemon.setup.source()).arg("--socket").arg(daemon.socket());
     let output = run(second.arg("--state-dir").arg(daemon.setup.dir.path()));
     assert_ne!(output.code, Some(0));
-    assert!(output.stderr.contains("another daemon"), "{output:?}");
+    assert!(output.stderr.contains("another process is listening there"), "{output:?}");
     assert_eq!(daemon.verdict("a"), "ALLOWED", "the first daemon is not affected");
 }
 

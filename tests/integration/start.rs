@@ -196,7 +196,7 @@ fn unexpected_inherited_sockets_are_refused() {
         ([datagram(), listener("own-admin")], "verify:admin", "\"verify\" is a Unix datagram socket"),
         ([connected(), listener("own-admin")], "verify:admin", "a Unix stream socket that does not listen"),
         ([tcp(), listener("own-admin")], "verify:admin", "\"verify\" is a TCP socket"),
-        ([listener("own-verify"), file()], "verify:admin", "\"admin\" is not a Unix socket"),
+        ([listener("own-verify"), file()], "verify:admin", "\"admin\" is not a socket that listens"),
     ] {
         let mut process = ServeProcess::start(with_sockets(&setup, sockets, names));
         let code = process.wait_for_exit().code();
