@@ -7,6 +7,7 @@ use crate::client_address::AddressSource;
 use crate::credential::{Credential, CredentialPlaces};
 use crate::gateway::Gateway;
 use crate::hint::Hints;
+use crate::host::{self, HostError};
 use crate::identity::IdentityHeaders;
 use crate::original;
 use crate::outcome::{Outcome, Refusal, Unavailable};
@@ -82,7 +83,14 @@ impl CheckRules {
     fn plan<'r>(&self, parts: &'r Parts) -> Result<(Option<&Route>, Plan<'r>), Refusal> {
         let original = original::read(&self.gateway.request_source(), &self.path_prefix, parts)?;
         let target = Target::parse(original.target)?;
-        let route = self.routes.find(original.host, &target, &original.method).ok_or(Refusal::NoRoute)?;
+        if original.method.as_str().bytes().any(|byte| byte.is_ascii_lowercase()) {
+            return Err(Refusal::Method);
+        }
+        let host = original.host.map(host::name).transpose()?;
+        if host.is_none() && self.routes.depend_on_host() {
+            return Err(HostError::Missing.into());
+        }
+        let route = self.routes.find(host.as_deref(), &target, &original.method).ok_or(Refusal::NoRoute)?;
         let done = |outcome| Ok((Some(route), Plan::Done(outcome)));
         match route.access {
             Access::Open => return done(Outcome::Open),
@@ -90,7 +98,7 @@ impl CheckRules {
             Access::Key if original.is_preflight && route.cors_preflight => return done(Outcome::Preflight),
             Access::Key => {}
         }
-        let own_query = parts.uri.query().filter(|_| self.gateway.has_own_query());
+        let own_query = parts.uri.query().filter(|_| self.gateway.sets_query());
         let question = || -> Result<Question<'r>, Refusal> {
             Ok(Question {
                 requirements: self.hints.add_to(&route.requirements, &parts.headers, own_query)?,
@@ -226,6 +234,8 @@ mod tests {
             ("GET", "/key?x", &key, "ASK"),
             ("GET", "/other", &key, "NO_ROUTE"),
             ("GET", "/open/../key", &key, "AMBIGUOUS_PATH"),
+            ("get", "/key", &key, "INVALID_METHOD"),
+            ("GET", "/key", &[("x-api-key", "k"), ("host", "a:80:80")], "INVALID_HOST"),
             ("GET", "/key", &[("x-api-key", "a,b")], "INVALID_CREDENTIAL"),
             ("GET", "/key", &[("x-api-key", "k"), ("x-original-uri", "/open")], "MISCONFIGURED"),
         ] {

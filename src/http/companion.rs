@@ -7,6 +7,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::thread;
 
 use keyward_client::{Client, Options};
@@ -72,7 +73,7 @@ struct Endpoint {
     gateway: GatewayListener,
     socket: Socket,
     /// The file of a socket that this process has bound. It is removed on drop.
-    _file: Option<BoundSocket>,
+    file: Option<BoundSocket>,
 }
 
 /// SIGTERM, SIGINT and SIGHUP, and the runtime of the main thread, which receives them.
@@ -127,6 +128,7 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, signals: Signals) -> Resul
     let server = config.server;
     let endpoints = open(config.gateways, passed)?;
     let (stop, stopping) = watch::channel(false);
+    let (registered, all_registered) = mpsc::channel();
     let limits = per_thread(server.limits, server.workers);
     let mut threads = Vec::new();
     for number in 0..server.workers {
@@ -136,18 +138,28 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, signals: Signals) -> Resul
             .collect::<io::Result<Vec<_>>>()
             .map_err(os_error("copy a listening socket"))?;
         let options = Options::new(&server.keyward).deadline(server.deadline);
-        let stopping = stopping.clone();
+        let (stopping, registered) = (stopping.clone(), registered.clone());
         let thread = thread::Builder::new().name(format!("http-{number}"));
-        let thread = thread.spawn(move || work(listeners, limits, options, stopping));
+        let thread = thread.spawn(move || work(listeners, limits, options, stopping, registered));
         threads.push(thread.map_err(os_error("start a thread"))?);
     }
-    for Endpoint { gateway, .. } in &endpoints {
-        info!(gateway = gateway.name, kind = ?gateway.rules.gateway, listen = %gateway.listen, "listening");
+    drop(registered);
+    let is_serving = (0..server.workers).all(|_| all_registered.recv().is_ok());
+    // Only the threads have the sockets now: the last one closes them when it stops.
+    let files: Vec<Option<BoundSocket>> = endpoints
+        .into_iter()
+        .map(|Endpoint { gateway, file, .. }| {
+            info!(gateway = gateway.name, kind = ?gateway.rules.gateway, listen = %gateway.listen, "listening");
+            file
+        })
+        .collect();
+    if is_serving {
+        notify::ready();
+        signals.wait_for_stop();
+        notify::stopping();
+        info!("stopping");
     }
-    notify::ready();
-    signals.wait_for_stop();
-    notify::stopping();
-    info!("stopping");
+    drop(files);
     // The receivers are gone if all threads have failed.
     let _ = stop.send(true);
     let results = threads.into_iter().map(|thread| {
@@ -162,6 +174,7 @@ fn work(
     limits: ServerLimits,
     options: Options,
     stopping: watch::Receiver<bool>,
+    registered: mpsc::Sender<()>,
 ) -> Result<(), RunError> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(os_error("start a runtime"))?;
     LocalSet::new().block_on(&runtime, async {
@@ -172,6 +185,9 @@ fn work(
             let handler = GatewayHandler::new(name, rules, client.clone());
             serving.spawn_local(serve(listener, limits, Rc::new(handler), stopping.clone()));
         }
+        // The main thread waits for it.
+        let _ = registered.send(());
+        drop(registered);
         while serving.join_next().await.is_some() {}
         Ok(())
     })
@@ -205,7 +221,7 @@ fn open(gateways: Vec<GatewayListener>, passed: Vec<PassedSocket>) -> Result<Vec
             },
             kind @ PassedKind::Other(_) => return Err(refused(&kind, "it is not a listening stream socket")),
         };
-        endpoints.push(Endpoint { gateway: gateway.clone(), socket, _file: None });
+        endpoints.push(Endpoint { gateway: gateway.clone(), socket, file: None });
     }
     for gateway in gateways {
         if !endpoints.iter().any(|endpoint| endpoint.gateway.name == gateway.name) {
@@ -228,7 +244,7 @@ fn bind(gateway: GatewayListener) -> Result<Endpoint, RunError> {
             (Socket::Tcp(bound.map_err(|source| RunError::Tcp { address: *address, source })?), None)
         }
     };
-    Ok(Endpoint { gateway, socket, _file: file })
+    Ok(Endpoint { gateway, socket, file })
 }
 
 impl Socket {

@@ -11,8 +11,6 @@ use serde::Deserialize;
 pub enum Gateway {
     /// nginx with `auth_request`.
     Nginx,
-    /// The ingress controller of Kubernetes that is built on nginx.
-    IngressNginx,
     /// Envoy's `ext_authz` over HTTP, and what is built on it: Istio, Contour.
     Envoy,
     /// Traefik's `ForwardAuth`.
@@ -44,18 +42,16 @@ impl Gateway {
         match self {
             Self::Envoy => RequestSource::Itself,
             Self::Nginx => headers("x-original-method", "x-original-uri", None),
-            // It passes on all headers of the client, so a name that it does not set could be forged.
-            Self::IngressNginx => headers("x-original-method", "x-original-url", None),
             Self::Traefik | Self::Caddy | Self::Apisix | Self::Haproxy => {
                 headers("x-forwarded-method", "x-forwarded-uri", Some("x-forwarded-host"))
             }
         }
     }
 
-    /// Whether the query of a subrequest is written in the gateway's configuration. Otherwise it is the
-    /// client's.
-    pub fn has_own_query(self) -> bool {
-        self != Self::Envoy
+    /// Whether the query of a subrequest is always the one in the gateway's configuration. Envoy forwards
+    /// the client's, and so does Caddy unless its configuration replaces it.
+    pub fn sets_query(self) -> bool {
+        !matches!(self, Self::Envoy | Self::Caddy)
     }
 
     /// The status that the gateway gets for `status`, which the client is to see. nginx takes every
@@ -65,14 +61,14 @@ impl Gateway {
         let is_understood =
             matches!(status, StatusCode::OK | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         match self {
-            Self::Nginx | Self::IngressNginx if !is_understood => StatusCode::FORBIDDEN,
+            Self::Nginx if !is_understood => StatusCode::FORBIDDEN,
             _ => status,
         }
     }
 
     /// Whether the gateway drops the body of an answer, so that the problem has to be in a header.
     pub(crate) fn drops_body(self) -> bool {
-        matches!(self, Self::Nginx | Self::IngressNginx)
+        self == Self::Nginx
     }
 
     /// The header of an answer that lists the headers to remove from the client's request. Other

@@ -125,14 +125,26 @@ impl Requirements {
         let cost = |text: &str| text.parse().map_err(|_| HintError::Cost(kind.name()));
         match kind {
             HintKind::Scopes if !self.any_scope.is_empty() => return Err(HintError::Scopes),
-            HintKind::Scopes => self.scopes.extend(list.map(str::to_owned)),
-            HintKind::Cost => self.cost = Some(cost(text)?),
+            HintKind::Scopes => {
+                let before = self.scopes.len();
+                self.scopes.extend(list.map(str::to_owned));
+                // A list without an item is the value of a variable that is not set.
+                if self.scopes.len() == before {
+                    return Err(HintError::Missing(kind.name()));
+                }
+            }
+            HintKind::Cost => {
+                let cost = cost(text)?;
+                self.cost = Some(self.cost.map_or(cost, |of_route| of_route.max(cost)));
+            }
             HintKind::Costs => {
                 for item in list {
                     let (limit, amount) = item.split_once('=').ok_or(HintError::Cost(kind.name()))?;
                     let amount = cost(amount)?;
-                    self.costs.retain(|(name, _)| name != limit);
-                    self.costs.push((limit.to_owned(), amount));
+                    match self.costs.iter_mut().find(|(name, _)| name == limit) {
+                        Some((_, of_route)) => *of_route = amount.max(*of_route),
+                        None => self.costs.push((limit.to_owned(), amount)),
+                    }
                 }
             }
             HintKind::Environment => match &self.environment {
@@ -242,6 +254,13 @@ mod tests {
         let live = Requirements { environment: Some("live".to_owned()), ..Requirements::default() };
         assert_eq!(with_headers(&live, ["-", "-", "-", "test"]), Err(HintError::Environment));
         assert_eq!(with_headers(&live, ["-", "-", "-", "live"]), Ok(live));
+        let dear =
+            Requirements { cost: Some(7), costs: vec![("tokens".to_owned(), 7)], ..Requirements::default() };
+        assert_eq!(with_headers(&dear, ["-", "5", "tokens=5", "-"]), Ok(dear));
+        assert_eq!(
+            with_headers(&Requirements::default(), [",", "-", "-", "-"]),
+            Err(HintError::Missing("scopes"))
+        );
         let any = Requirements { any_scope: vec!["a".to_owned()], ..Requirements::default() };
         assert_eq!(with_headers(&any, ["b", "-", "-", "-"]), Err(HintError::Scopes));
         assert_eq!(with_headers(&any, ["-", "-", "-", "-"]), Ok(any));

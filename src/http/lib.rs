@@ -25,6 +25,7 @@ pub mod gateway;
 mod gateway_handler;
 pub mod header;
 pub mod hint;
+pub mod host;
 pub mod identity;
 pub mod original;
 pub mod outcome;

@@ -4,6 +4,7 @@ use keyward_client::{Decision, Error};
 
 use crate::credential::CredentialError;
 use crate::hint::HintError;
+use crate::host::HostError;
 use crate::original::OriginalError;
 use crate::target::TargetError;
 
@@ -46,6 +47,12 @@ pub enum Refusal {
     /// Its path is ambiguous.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// Its method has lower-case letters. Some programs take it for that in capitals, and others do not.
+    #[error("the method has lower-case letters")]
+    Method,
+    /// Its host is malformed, or missing.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// No route matches it.
     #[error("no route matches the request")]
     NoRoute,
@@ -107,6 +114,8 @@ impl Refusal {
             Self::Credential(CredentialError::Missing) => "NO_KEY",
             Self::Credential(_) => "INVALID_CREDENTIAL",
             Self::Target(_) => "AMBIGUOUS_PATH",
+            Self::Method => "INVALID_METHOD",
+            Self::Host(_) => "INVALID_HOST",
             Self::NoRoute => "NO_ROUTE",
             Self::Closed(_) => "CLOSED_ROUTE",
             Self::Original(_) | Self::Hint(_) | Self::Invalid(_) => "MISCONFIGURED",

@@ -180,7 +180,9 @@ fn refused(refusal: &Refusal, code: &'static str) -> Problem {
         Refusal::Credential(_) => {
             Problem::new(StatusCode::BAD_REQUEST, code, sentence()).challenge(Challenge::InvalidRequest)
         }
-        Refusal::Target(_) => Problem::new(StatusCode::BAD_REQUEST, code, sentence()),
+        Refusal::Target(_) | Refusal::Method | Refusal::Host(_) => {
+            Problem::new(StatusCode::BAD_REQUEST, code, sentence())
+        }
         // What is closed and what does not exist look the same.
         Refusal::NoRoute | Refusal::Closed(_) => {
             Problem::new(StatusCode::FORBIDDEN, code, "No API key gives access to this.")

@@ -1,9 +1,9 @@
 //! The reply to a gateway: the outcome of a check, in the gateway's terms.
 
+use http::Response;
 use http::header::{
     CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use http::{Response, StatusCode};
 
 use crate::check::{CheckRules, Checked};
 use crate::identity;
@@ -27,7 +27,7 @@ impl CheckRules {
         };
         let headers = reply.headers_mut();
         headers.insert(VERDICT, HeaderValue::from_static(checked.outcome.name()));
-        // An answer is of this moment only.
+        // An answer is valid only now.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(decision) = checked.outcome.decision() {
             self.rate_limits.add(decision, headers);
@@ -95,15 +95,9 @@ fn quoted(scopes: &str) -> String {
     encoded.collect::<Vec<_>>().join(" ").replace('"', "%22").replace('\\', "%5C")
 }
 
-/// The status of a reply to a request that is not one of a gateway.
-pub fn status_only(status: StatusCode) -> Response<String> {
-    let mut reply = Response::new(String::new());
-    *reply.status_mut() = status;
-    reply
-}
-
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
     use keyward_client::{Decision, Verdict};
     use keyward_protocol::{Answer, LimitState};
 

@@ -4,6 +4,7 @@ use http::Method;
 use keyward_client::Request;
 use serde::Deserialize;
 
+use crate::host;
 use crate::target::Target;
 
 /// What a request needs of its key.
@@ -109,7 +110,13 @@ impl Routes {
         }
     }
 
-    /// The route of a request. `None`: no route matches, and the request is refused.
+    /// Whether a route is for one host.
+    pub(crate) fn depend_on_host(&self) -> bool {
+        self.routes.iter().any(|route| route.host.is_some())
+    }
+
+    /// The route of a request to a host of this [name](host::name). `None`: no route matches, and the
+    /// request is refused.
     pub fn find(&self, host: Option<&str>, target: &Target<'_>, method: &Method) -> Option<&Route> {
         self.routes.iter().find(|route| route.matches(host, target, method))
     }
@@ -160,34 +167,20 @@ impl HostPattern {
             Some(name) => (true, name),
             None => (false, text),
         };
-        let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-        let is_address = name.starts_with('[') && name.ends_with(']') && !is_wildcard;
-        let is_name = !name.is_empty() && !name.starts_with('.') && name.bytes().all(is_of_name);
-        if is_name || is_address {
-            Ok(Self { name: normal_host(name), is_wildcard })
+        if host::is_name(name) || (host::is_address(name) && !is_wildcard) {
+            Ok(Self { name: host::normal(name), is_wildcard })
         } else {
             Err(PatternError::Host(text.to_owned()))
         }
     }
 
+    /// Whether the pattern matches a [name](host::name).
     fn matches(&self, host: &str) -> bool {
-        let host = normal_host(without_port(host));
         if self.is_wildcard {
             host.strip_suffix(&self.name).is_some_and(|below| below.len() > 1 && below.ends_with('.'))
         } else {
             host == self.name
         }
-    }
-}
-
-fn normal_host(host: &str) -> String {
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
-}
-
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
     }
 }
 
@@ -269,8 +262,10 @@ mod tests {
 
     #[test]
     fn host_pattern_matches_regardless_of_case_and_port() {
-        let is_match =
-            |pattern: &str, host: &str| HostPattern::parse(pattern).expect("a pattern").matches(host);
+        let is_match = |pattern: &str, host: &str| {
+            let name = host::name(host);
+            name.is_ok_and(|name| HostPattern::parse(pattern).expect("a pattern").matches(&name))
+        };
         for host in ["api.example.com", "API.Example.com", "api.example.com:8443", "api.example.com."] {
             assert!(is_match("api.example.com", host) && is_match("*.example.com", host), "{host}");
         }

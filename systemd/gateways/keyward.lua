@@ -52,7 +52,6 @@ end
 core.register_action("keyward", { "http-req" }, function(txn)
     local received = txn.http:req_get_headers()
     local headers = {
-        ["host"] = values(received, "host"),
         ["x-forwarded-host"] = values(received, "host"),
         ["x-forwarded-method"] = { txn.f:method() },
         ["x-forwarded-uri"] = { txn.f:pathq() },
@@ -81,4 +80,6 @@ core.register_action("keyward", { "http-req" }, function(txn)
         end
         return refuse(txn, checked.status, stated, checked.body or "")
     end
+    -- If the action fails before this, HAProxy goes on, and the rule after it refuses the request.
+    txn:set_var("txn.keyward_allowed", true)
 end)

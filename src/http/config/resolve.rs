@@ -89,9 +89,8 @@ fn gateways(
                 Hints { place, kinds }
             });
         let is_query = hints.place == HintPlace::Query && !hints.kinds.is_empty();
-        if is_query && !table.kind.has_own_query() {
-            let problem =
-                "the query is the client's, who could write hints: use \"headers\", which Envoy sets";
+        if is_query && !table.kind.sets_query() {
+            let problem = "the query can be the client's, which could write hints: use \"headers\", which the gateway sets";
             return Err(error("hints.place", problem));
         }
         let client_address = table.client_address.map(|ClientAddress { header, trusted_hops }| {

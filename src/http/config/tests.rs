@@ -231,7 +231,7 @@ fn invalid_gateway_is_refused_with_its_place() {
         ),
         (
             gateway("hints = { place = 'query', kinds = ['cost'] }").replace("nginx", "envoy"),
-            ": gateways[0].hints.place: the query is the client's, who could write hints: use \"headers\", which Envoy sets",
+            ": gateways[0].hints.place: the query can be the client's, which could write hints: use \"headers\", which the gateway sets",
         ),
         (gateway(&gateway("")), ": gateways[1].name: another gateway has this name: choose another"),
         (
