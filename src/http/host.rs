@@ -15,7 +15,10 @@ pub enum HostError {
 }
 
 /// The name in a Host header, in lower case, without a port and without a dot at its end.
-pub(crate) fn name(host: &str) -> Result<String, HostError> {
+///
+/// # Errors
+/// If the host is malformed.
+pub fn name(host: &str) -> Result<String, HostError> {
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     let (name, rest) = match host.find(']') {
         Some(end) if host.starts_with('[') => host.split_at(end + 1),
