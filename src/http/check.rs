@@ -4,11 +4,12 @@ use http::request::Parts;
 use keyward_client::{Client, Decision, Error, ErrorCode, Request, Verdict};
 
 use crate::client_address::AddressSource;
-use crate::credential::{Credential, CredentialPlaces};
+use crate::credential::{Credential, CredentialError, CredentialPlaces};
 use crate::gateway::Gateway;
 use crate::hint::Hints;
 use crate::host::{self, HostError};
 use crate::identity::IdentityHeaders;
+use crate::origin;
 use crate::original;
 use crate::outcome::{Outcome, Refusal, Unavailable};
 use crate::rate_limit::RateLimitHeaders;
@@ -104,7 +105,7 @@ impl CheckRules {
                 requirements: self.hints.add_to(&route.requirements, &parts.headers, own_query)?,
                 credential: self.credentials.find(&parts.headers, target.query)?,
                 ip: self.client_address.as_ref().and_then(|source| source.find(&parts.headers)),
-                origin: original.origin,
+                origin: origin::find(&parts.headers)?,
             })
         };
         let plan = question().map_or_else(|refusal| Plan::Done(Outcome::Refused(refusal)), Plan::Ask);
@@ -136,6 +137,10 @@ fn conclude(answer: Result<Decision, Error>, fails_open: bool) -> Outcome {
         }
         Ok(decision) => return Outcome::Denied(decision),
         Err(error) if is_unavailable(&error) => Unavailable::NoAnswer(error),
+        // Digests have no limit; a daemon with a pepper takes raw keys.
+        Err(Error::FieldTooLong(error)) if error.field == "key" => {
+            return Outcome::Refused(CredentialError::TooLong.into());
+        }
         Err(error) => return Outcome::Refused(Refusal::Invalid(error.to_string())),
     };
     if fails_open { Outcome::FailedOpen(unavailable) } else { Outcome::Unavailable(unavailable) }
@@ -166,7 +171,7 @@ fn is_unavailable(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use http::{HeaderName, HeaderValue};
-    use keyward_client::DaemonError;
+    use keyward_client::{DaemonError, FieldTooLongError};
     use keyward_protocol::Answer;
 
     use super::*;
@@ -236,6 +241,13 @@ mod tests {
             ("GET", "/open/../key", &key, "AMBIGUOUS_PATH"),
             ("get", "/key", &key, "INVALID_METHOD"),
             ("GET", "/key", &[("x-api-key", "k"), ("host", "a:80:80")], "INVALID_HOST"),
+            (
+                "GET",
+                "/key",
+                &[("x-api-key", "k"), ("origin", "https://a"), ("origin", "https://b")],
+                "INVALID_ORIGIN",
+            ),
+            ("GET", "*", &key, "AMBIGUOUS_PATH"),
             ("GET", "/key", &[("x-api-key", "a,b")], "INVALID_CREDENTIAL"),
             ("GET", "/key", &[("x-api-key", "k"), ("x-original-uri", "/open")], "MISCONFIGURED"),
         ] {
@@ -289,6 +301,11 @@ mod tests {
             (decided(Verdict::from_value(200)), "OTHER", false),
             (refused(ErrorCode::InvalidField), "MISCONFIGURED", false),
             (Err(Error::InvalidScope { name: "a b".to_owned() }), "MISCONFIGURED", false),
+            (
+                Err(Error::FieldTooLong(FieldTooLongError { field: "key", length: 2000, max: 1024 })),
+                "INVALID_CREDENTIAL",
+                false,
+            ),
         ] {
             let by_default = conclude(answer.clone(), false);
             assert_eq!(by_default.name(), closed);

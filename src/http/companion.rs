@@ -6,24 +6,31 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use keyward_client::{Client, Options};
 use keyward_service::listener::{BoundSocket, ListenError, Listener as UnixSocket, ListenerSpec};
-use keyward_service::notify;
 use keyward_service::passed_sockets::{PassedKind, PassedSocket};
+use keyward_service::{descriptors, notify};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::interval;
 use tracing::{info, warn};
 
 use crate::config::{Config, GatewayListener, ListenAddress};
 use crate::gateway_handler::GatewayHandler;
 use crate::server::{Listener, ServerLimits, serve};
+
+/// Descriptors that are not connections: listening sockets of each thread, the daemon, epoll, the log, and
+/// a margin.
+const OWN_DESCRIPTORS: u64 = 256;
 
 /// Why the companion cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -100,35 +107,40 @@ impl Signals {
         Ok(Self { runtime, terminate, interrupt, hang_up })
     }
 
-    /// Waits for SIGTERM or SIGINT.
-    fn wait_for_stop(self) {
-        let Self { runtime, mut terminate, mut interrupt, mut hang_up } = self;
+    /// Waits for SIGTERM or SIGINT, or for the end of `work`. Returns whether that has ended.
+    fn wait_unless(&mut self, work: impl Future<Output = ()>) -> bool {
+        let Self { runtime, terminate, interrupt, hang_up } = self;
         runtime.block_on(async {
+            let mut work = pin!(work);
             loop {
                 tokio::select! {
-                    _ = terminate.recv() => return,
-                    _ = interrupt.recv() => return,
+                    () = &mut work => return true,
+                    _ = terminate.recv() => return false,
+                    _ = interrupt.recv() => return false,
                     _ = hang_up.recv() => {
                         warn!("SIGHUP is ignored: the configuration is read at the start. Restart instead");
                     }
                 }
             }
-        });
+        })
     }
 }
 
-/// Serves until a signal ends the process. `passed` are the sockets that systemd has opened.
+/// Serves until a signal ends the process; a second one ends the drain. `passed` are the sockets that systemd has opened.
 ///
 /// # Errors
 /// When a socket cannot be listened on, or a thread cannot be started.
-pub fn run(config: Config, passed: Vec<PassedSocket>, signals: Signals) -> Result<(), RunError> {
+pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> Result<(), RunError> {
     // A core dump would write the keys that are being checked to disk.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| os_error("forbid core dumps")(error.into()))?;
     let server = config.server;
+    warn_of_descriptors(config.gateways.len() * server.limits.max_connections);
     let endpoints = open(config.gateways, passed)?;
     let (stop, stopping) = watch::channel(false);
     let (registered, all_registered) = mpsc::channel();
+    // Closed when all threads have ended.
+    let (working, mut ended) = tokio::sync::mpsc::channel::<()>(1);
     let limits = per_thread(server.limits, server.workers);
     let mut threads = Vec::new();
     for number in 0..server.workers {
@@ -138,12 +150,15 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, signals: Signals) -> Resul
             .collect::<io::Result<Vec<_>>>()
             .map_err(os_error("copy a listening socket"))?;
         let options = Options::new(&server.keyward).deadline(server.deadline);
-        let (stopping, registered) = (stopping.clone(), registered.clone());
+        let (stopping, registered, working) = (stopping.clone(), registered.clone(), working.clone());
         let thread = thread::Builder::new().name(format!("http-{number}"));
-        let thread = thread.spawn(move || work(listeners, limits, options, stopping, registered));
+        let thread = thread.spawn(move || {
+            let _working = working;
+            work(listeners, limits, options, stopping, registered)
+        });
         threads.push(thread.map_err(os_error("start a thread"))?);
     }
-    drop(registered);
+    drop((registered, working));
     let is_serving = (0..server.workers).all(|_| all_registered.recv().is_ok());
     // Only the threads have the sockets now: the last one closes them when it stops.
     let files: Vec<Option<BoundSocket>> = endpoints
@@ -155,13 +170,17 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, signals: Signals) -> Resul
         .collect();
     if is_serving {
         notify::ready();
-        signals.wait_for_stop();
+        signals.wait_unless(async { _ = ended.recv().await });
         notify::stopping();
         info!("stopping");
     }
     drop(files);
     // The receivers are gone if all threads have failed.
     let _ = stop.send(true);
+    if !signals.wait_unless(async { _ = ended.recv().await }) {
+        warn!("stopped by a second signal: requests in progress are not answered");
+        return Ok(());
+    }
     let results = threads.into_iter().map(|thread| {
         thread.join().unwrap_or_else(|_| Err(os_error("serve")(io::Error::other("a thread panicked"))))
     });
@@ -180,15 +199,24 @@ fn work(
     LocalSet::new().block_on(&runtime, async {
         let client = Client::with_options(options);
         let mut serving = JoinSet::new();
+        let mut handlers = Vec::new();
         for (GatewayListener { name, rules, .. }, socket) in listeners {
             let listener = socket.register().map_err(os_error("listen"))?;
-            let handler = GatewayHandler::new(name, rules, client.clone());
-            serving.spawn_local(serve(listener, limits, Rc::new(handler), stopping.clone()));
+            let handler = Rc::new(GatewayHandler::new(name, rules, client.clone()));
+            handlers.push(Rc::clone(&handler));
+            serving.spawn_local(serve(listener, limits, handler, stopping.clone()));
         }
         // The main thread waits for it.
         let _ = registered.send(());
         drop(registered);
-        while serving.join_next().await.is_some() {}
+        let mut seconds = interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                ended = serving.join_next() => if ended.is_none() { break },
+                _ = seconds.tick() => handlers.iter().for_each(|handler| handler.flush_log()),
+            }
+        }
+        handlers.iter().for_each(|handler| handler.flush_log());
         Ok(())
     })
 }
@@ -196,6 +224,19 @@ fn work(
 /// The limits of one of `threads` threads.
 fn per_thread(limits: ServerLimits, threads: usize) -> ServerLimits {
     ServerLimits { max_connections: limits.max_connections.div_ceil(threads.max(1)), ..limits }
+}
+
+/// Raises the limit of open files as far as possible, and warns if it is lower than that of connections.
+fn warn_of_descriptors(max_connections: usize) {
+    let possible = descriptors::raise_limit().saturating_sub(OWN_DESCRIPTORS);
+    if possible < max_connections as u64 {
+        warn!(
+            max_connections,
+            possible,
+            "the limit of open files allows fewer connections than server.max_connections for each gateway: raise LimitNOFILE= \
+             in the unit (or ulimit -n), or lower the setting"
+        );
+    }
 }
 
 /// Takes the sockets from systemd, and binds the others.

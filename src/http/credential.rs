@@ -11,6 +11,8 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::escape;
+
 /// Where keys are looked for. What is not named here is not a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CredentialPlaces {
@@ -64,6 +66,9 @@ pub enum CredentialError {
     /// A key contains a space.
     #[error("the request carries an API key with a space in it")]
     Space,
+    /// It is longer than the daemon accepts raw keys.
+    #[error("the request carries an API key that is too long")]
+    TooLong,
     /// HTTP Basic credentials, or a parameter of the query, that cannot be decoded.
     #[error("the request carries an API key that is not encoded correctly")]
     Encoding,
@@ -198,12 +203,10 @@ fn parameters<'r, 'q>(
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let is_named = move |(key, _): &(&str, &str)| percent_decode_str(key).eq(name.bytes());
     pairs.filter(is_named).map(|(_, value)| {
-        let is_encoded =
-            |rest: &str| rest.len() >= 2 && rest.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit);
-        if !value.split('%').skip(1).all(is_encoded) {
+        if !escape::is_well_formed(value) {
             return Err(CredentialError::Encoding);
         }
-        // Exactly as long as the decoded key: a vector that grows leaves copies behind.
+        // At least as long as the decoded key: a vector that grows leaves copies behind.
         let mut key = Zeroizing::new(Vec::with_capacity(value.len()));
         key.extend(percent_decode_str(value));
         decoded(key)

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::check::{CheckRules, Checked};
 use crate::outcome::{Outcome, Refusal};
-use crate::server::{Handler, Peer};
+use crate::server::Handler;
 
 /// Checks requests, and logs what an operator has to know about.
 pub(crate) struct GatewayHandler {
@@ -23,7 +23,7 @@ pub(crate) struct GatewayHandler {
     misconfigured: LimitedLog,
 }
 
-/// A line that is logged at most once a second, with the number of times that it stands for.
+/// A line that is logged at most once a second, with the number of requests that it stands for.
 #[derive(Default)]
 struct LimitedLog {
     limit: LogLimit,
@@ -68,6 +68,20 @@ impl GatewayHandler {
             _ => {}
         }
     }
+
+    /// Logs the requests that no line stands for yet. To be called about once a second.
+    pub(crate) fn flush_log(&self) {
+        let gateway = self.name.as_str();
+        self.failed_open.flush(|requests| {
+            warn!(gateway, requests, "LET THROUGH WITHOUT A CHECK: more requests, on routes that fail open");
+        });
+        self.unavailable.flush(|requests| {
+            warn!(gateway, requests, "refused: more requests, because keys cannot be checked");
+        });
+        self.misconfigured.flush(|requests| {
+            warn!(gateway, requests, "refused: more requests, because of the configuration");
+        });
+    }
 }
 
 impl LimitedLog {
@@ -77,14 +91,41 @@ impl LimitedLog {
             line(self.count.take());
         }
     }
+
+    fn flush(&self, line: impl FnOnce(u64)) {
+        if self.count.get() > 0 {
+            line(self.count.take());
+        }
+    }
 }
 
 impl Handler for GatewayHandler {
-    async fn handle(&self, request: Request<Incoming>, _: Peer) -> Response<Bytes> {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Bytes> {
         // Dropping the body leaves it unread.
         let (parts, _) = request.into_parts();
         let checked = self.rules.check(&self.client, &parts).await;
         self.log(&checked);
         self.rules.reply(&checked, &parts.headers).map(Bytes::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_is_counted_in_one_line() {
+        let log = LimitedLog::default();
+        let lines = Cell::new((0, 0));
+        let line = |requests| {
+            let (count, total) = lines.get();
+            lines.set((count + 1, total + requests));
+        };
+        (0..1000).for_each(|_| log.log(line));
+        log.flush(line);
+        log.flush(line);
+        let (count, total) = lines.get();
+        assert_eq!(total, 1000);
+        assert!((2..100).contains(&count), "{count} lines");
     }
 }

@@ -3,8 +3,10 @@
 use keyward_client::{Decision, Error};
 
 use crate::credential::CredentialError;
+use crate::header::HeaderError;
 use crate::hint::HintError;
 use crate::host::HostError;
+use crate::origin::OriginError;
 use crate::original::OriginalError;
 use crate::target::TargetError;
 
@@ -59,16 +61,28 @@ pub enum Refusal {
     /// Its route is closed.
     #[error("the route {0:?} is closed")]
     Closed(String),
+    /// Its origin is not one of a browser.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
     /// The gateway has not stated the original request: its configuration is wrong.
     #[error(transparent)]
-    Original(#[from] OriginalError),
+    Original(OriginalError),
     /// The gateway has sent hints that cannot be used: its configuration is wrong.
     #[error(transparent)]
     Hint(#[from] HintError),
-    /// The request asks for something that no key can have: the configuration of the route is wrong,
-    /// or a header is too long.
+    /// The request asks for something that no key can have: the configuration of the route is wrong.
     #[error("the request cannot be asked about: {0}")]
     Invalid(String),
+}
+
+impl From<OriginalError> for Refusal {
+    fn from(error: OriginalError) -> Self {
+        match error {
+            // The gateway passes on what the client has sent.
+            OriginalError::Header(HeaderError::NotText(_)) => Self::Target(TargetError::Character),
+            error => Self::Original(error),
+        }
+    }
 }
 
 impl Outcome {
@@ -116,6 +130,7 @@ impl Refusal {
             Self::Target(_) => "AMBIGUOUS_PATH",
             Self::Method => "INVALID_METHOD",
             Self::Host(_) => "INVALID_HOST",
+            Self::Origin(_) => "INVALID_ORIGIN",
             Self::NoRoute => "NO_ROUTE",
             Self::Closed(_) => "CLOSED_ROUTE",
             Self::Original(_) | Self::Hint(_) | Self::Invalid(_) => "MISCONFIGURED",

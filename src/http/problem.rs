@@ -180,7 +180,7 @@ fn refused(refusal: &Refusal, code: &'static str) -> Problem {
         Refusal::Credential(_) => {
             Problem::new(StatusCode::BAD_REQUEST, code, sentence()).challenge(Challenge::InvalidRequest)
         }
-        Refusal::Target(_) | Refusal::Method | Refusal::Host(_) => {
+        Refusal::Target(_) | Refusal::Method | Refusal::Host(_) | Refusal::Origin(_) => {
             Problem::new(StatusCode::BAD_REQUEST, code, sentence())
         }
         // What is closed and what does not exist look the same.

@@ -6,6 +6,8 @@
 
 use percent_encoding::percent_decode_str;
 
+use crate::escape;
+
 /// A path whose segments are unambiguous, and the query as the client sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target<'r> {
@@ -88,8 +90,7 @@ fn without_authority(target: &str) -> &str {
 }
 
 fn segment(text: &str) -> Result<Vec<u8>, TargetError> {
-    let is_encoded = |rest: &str| rest.len() >= 2 && rest.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit);
-    if !text.split('%').skip(1).all(is_encoded) {
+    if !escape::is_well_formed(text) {
         return Err(TargetError::Encoding);
     }
     let decoded: Vec<u8> = percent_decode_str(text).collect();

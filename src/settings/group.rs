@@ -1,4 +1,4 @@
-//! The group of the verify socket.
+//! The group of a socket.
 
 use std::fmt;
 

@@ -24,7 +24,7 @@ impl Default for Log {
 /// The least severe level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LogLevel {
-    /// Problems that keep the daemon from working.
+    /// Problems that keep the service from working.
     Error,
     /// Problems that an operator should look at.
     Warn,

@@ -1,9 +1,9 @@
-//! `server.socket_mode`.
+//! Permissions of sockets, such as `server.socket_mode`.
 
 use crate::deserialize_text;
 use crate::text::Text;
 
-/// Permission bits of the verify socket: at most `0o777`, with at least one write bit.
+/// Permission bits of a Unix socket: at most `0o777`, with at least one write bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SocketMode(u32);
 

@@ -1,6 +1,6 @@
-//! The limit of open files, and the number of connections that fit below it.
+//! The number of connections that fit below the limit of open files.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use keyward_service::descriptors::raise_limit;
 use tracing::warn;
 
 /// Descriptors that are not connections: sockets, peers of the admin socket, epoll, inotify, the
@@ -13,14 +13,8 @@ const DESCRIPTORS_PER_WORKER: u64 = 4;
 /// Raises the limit of open files as far as possible, and returns how many of the `requested`
 /// connections fit below it.
 pub(super) fn connection_limit(requested: usize, workers: usize) -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let current = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    };
     let own = OWN_DESCRIPTORS + DESCRIPTORS_PER_WORKER * workers as u64;
-    let possible = current.map_or(u64::MAX, |files| files.saturating_sub(own));
+    let possible = raise_limit().saturating_sub(own);
     let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
     if possible < requested {
         warn!(

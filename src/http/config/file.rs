@@ -13,9 +13,10 @@ use serde::de::Deserializer;
 
 use super::value::{HeaderText, HostText, ListenText, MethodText, NameText, PathText, PrefixText, WordText};
 use super::{MAX_CONNECTIONS, MAX_WORKERS};
-use crate::credential::BasicPart;
+use crate::credential::{BasicPart, CredentialPlaces};
 use crate::gateway::Gateway;
 use crate::hint::{HintKind, HintPlace};
+use crate::rate_limit::RateLimitHeaders;
 use crate::route::Access;
 
 /// A shorter time would refuse requests because of a busy processor; a longer one would let them pile up.
@@ -162,14 +163,16 @@ impl Default for Server {
 
 impl Default for Credentials {
     fn default() -> Self {
-        let headers = vec![HeaderText(http::HeaderName::from_static("x-api-key"))];
-        Self { bearer: true, api_key: true, basic: None, headers, query: None }
+        let CredentialPlaces { bearer, api_key, basic, headers, query } = CredentialPlaces::default();
+        let headers = headers.into_iter().map(HeaderText).collect();
+        Self { bearer, api_key, basic, headers, query: query.map(WordText) }
     }
 }
 
 impl Default for RateLimits {
     fn default() -> Self {
-        Self { standard: true, all: false, legacy: false }
+        let RateLimitHeaders { standard, all, legacy } = RateLimitHeaders::default();
+        Self { standard, all, legacy }
     }
 }
 

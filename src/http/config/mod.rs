@@ -51,7 +51,7 @@ pub struct Server {
     pub deadline: Duration,
     /// The number of threads, `1..=`[`MAX_WORKERS`].
     pub workers: usize,
-    /// The bounds of each listener, of all threads together.
+    /// The bounds of each listener, before its connections are divided between the threads.
     pub limits: ServerLimits,
 }
 

@@ -37,7 +37,8 @@ impl Http {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let config = Config::load(self.config.as_deref()).map_err(bad_input)?;
         if self.check {
-            streams.note(format_args!("the configuration is valid: {} gateways", config.gateways.len()));
+            let names: Vec<&str> = config.gateways.iter().map(|gateway| gateway.name.as_str()).collect();
+            streams.note(format_args!("the configuration is valid; gateways: {}", names.join(", ")));
             return Ok(Exit::Done);
         }
         let os_error = |error| CliError::new(Exit::Denied, format_args!("cannot start: {error}"));

@@ -1,4 +1,4 @@
-//! Sets up the log of the daemon.
+//! Sets up the log of a service.
 
 use std::io;
 
