@@ -1,21 +1,17 @@
 //! Caddy with `forward_auth`.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use super::cases::{self, Traits};
-use super::page::block;
+use super::page::{block, unix_listener};
 use super::stack::{Stack, program};
 
 const SOCKET: &str = "/run/keyward-http/caddy.sock";
 
 fn start() -> Stack {
-    let listener = |directory: &Path| {
-        let socket = directory.join("caddy.sock").display().to_string();
-        block("caddy", "toml", &[(SOCKET, &socket), ("socket_group = \"caddy\"\n", "")])
-    };
-    let mut stack = Stack::start(cases::export(), listener, cases::ROUTES);
+    let mut stack =
+        Stack::start(cases::export(), |directory| unix_listener("caddy", "caddy", directory), cases::ROUTES);
     let [socket, log] = ["caddy.sock", "access.log"].map(|name| stack.path(name).display().to_string());
     let configuration = block(
         "caddy",

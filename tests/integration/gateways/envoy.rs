@@ -1,21 +1,17 @@
 //! Envoy with `ext_authz` over HTTP.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use super::cases::{self, Traits};
-use super::page::block;
+use super::page::{block, unix_listener};
 use super::stack::{Stack, program};
 
 const SOCKET: &str = "/run/keyward-http/envoy.sock";
 
 fn start() -> Stack {
-    let listener = |directory: &Path| {
-        let socket = directory.join("envoy.sock").display().to_string();
-        block("envoy", "toml", &[(SOCKET, &socket), ("socket_group = \"envoy\"\n", "")])
-    };
-    let mut stack = Stack::start(cases::export(), listener, cases::ROUTES);
+    let mut stack =
+        Stack::start(cases::export(), |directory| unix_listener("envoy", "envoy", directory), cases::ROUTES);
     let [socket, log] = ["envoy.sock", "access.log"].map(|name| stack.path(name).display().to_string());
     let configuration = block(
         "envoy",

@@ -5,17 +5,17 @@ use std::path::Path;
 use std::process::Command;
 
 use super::cases::{self, Traits};
-use super::page::block;
+use super::page::{block, unix_listener};
 use super::stack::Stack;
 
 const SOCKET: &str = "/run/keyward-http/haproxy.sock";
 
 fn start() -> Stack {
-    let listener = |directory: &Path| {
-        let socket = directory.join("haproxy.sock").display().to_string();
-        block("haproxy", "toml", &[(SOCKET, &socket), ("socket_group = \"haproxy\"\n", "")])
-    };
-    let mut stack = Stack::start(cases::export(), listener, cases::ROUTES);
+    let mut stack = Stack::start(
+        cases::export(),
+        |directory| unix_listener("haproxy", "haproxy", directory),
+        cases::ROUTES,
+    );
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/gateways/keyward.lua");
     let configuration = block(
         "haproxy",

@@ -4,21 +4,15 @@ use std::fs;
 use std::process::Command;
 
 use super::cases::{self, Traits};
-use super::page::block;
+use super::page::{block, unix_listener};
 use super::stack::Stack;
 
 fn start() -> Stack {
-    let listener = |directory: &std::path::Path| {
-        let socket = directory.join("nginx.sock").display().to_string();
-        // nginx's workers are of a user of their own.
-        let group = "socket_group = \"www-data\"";
-        block(
-            "nginx",
-            "toml",
-            &[("/run/keyward-http/nginx.sock", &socket), (group, "socket_mode = \"0666\"")],
-        )
-    };
-    let mut stack = Stack::start(cases::export(), listener, cases::ROUTES);
+    let mut stack = Stack::start(
+        cases::export(),
+        |directory| unix_listener("nginx", "www-data", directory),
+        cases::ROUTES,
+    );
     let [socket, log] = ["nginx.sock", "access.log"].map(|name| stack.path(name).display().to_string());
     let configuration = block(
         "nginx",

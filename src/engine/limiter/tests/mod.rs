@@ -72,6 +72,16 @@ fn charge(limiter: &Limiter, charges: &[Charge], nanoseconds: u64, cost: u32) ->
     limiter.charge(&costing(charges, cost), at(nanoseconds), None)
 }
 
+/// What is available of one limit.
+fn available(limiter: &Limiter, of: Charge, now: u64) -> i64 {
+    charge(limiter, &[of], now, 0)
+        .report()
+        .and_then(|report| report.limit)
+        .expect("a limit")
+        .balance
+        .available
+}
+
 fn refund(limiter: &Limiter, charges: &[Charge], nanoseconds: u64, cost: u32) -> Outcome {
     limiter.refund(&costing(charges, cost), at(nanoseconds), None)
 }

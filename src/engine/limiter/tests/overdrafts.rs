@@ -14,15 +14,6 @@ fn debit(limiter: &Limiter, charges: &[Charge], now: u64) -> Vec<(usize, u32, i6
     sorted
 }
 
-fn available(limiter: &Limiter, of: Charge, now: u64) -> i64 {
-    charge(limiter, &[of], now, 0)
-        .report()
-        .and_then(|report| report.limit)
-        .expect("a limit")
-        .balance
-        .available
-}
-
 fn new_charge(rule: Rule) -> (Limiter, SlotAllocator, Charge) {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let of = new_buckets(&limiter, &mut allocator, &[rule])[0];

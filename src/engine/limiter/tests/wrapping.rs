@@ -20,15 +20,6 @@ fn wrap(rule: Rule) -> u64 {
     WRAP / u64::from(rate.scale().get())
 }
 
-fn available(limiter: &Limiter, of: Charge, now: u64) -> i64 {
-    charge(limiter, &[of], now, 0)
-        .report()
-        .and_then(|report| report.limit)
-        .expect("a limit")
-        .balance
-        .available
-}
-
 fn new_charge(rule: Rule, now: u64) -> (Limiter, SlotAllocator, Charge) {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     assert_eq!(allocator.restore(&limiter, [], 0, at(now)), 0);
