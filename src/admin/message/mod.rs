@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! {"command":"status"}                  -> {"ok":true,"status":{…}}
+//! {"command":"metrics"}                 -> {"ok":true,"metrics":{…}}
 //! {"command":"reload","force":false}    -> {"ok":true,"reload":{…}}
 //! {"command":"check","source":"/a.csv"} -> {"ok":true,"check":{…}}
 //! {"command":"usage","key_id":"…"}      -> {"ok":true,"usage":{…}}
@@ -25,6 +26,7 @@ mod balance;
 mod check;
 mod diagnostic;
 mod diff;
+mod metrics;
 mod reload;
 mod revocation;
 mod status;
@@ -35,6 +37,7 @@ pub use balance::{CalendarReset, KeyBalances, LimitBalance, LimitKind};
 pub use check::{Check, CheckDiff};
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use diff::{AccessExamples, ChangeCounts, Difference, Example, Examples};
+pub use metrics::{Answers, Connections, Histogram, Metrics, Process, Reloads, UsageMetrics};
 pub use reload::Reload;
 pub use revocation::{LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Revocation, Revocations, Revoked, Target};
 pub use status::{LastGood, LogStatus, SocketStatus, Status, Unwritten, Version};
@@ -47,6 +50,8 @@ pub use withheld::Withheld;
 pub enum Command {
     /// Reports the state of the daemon.
     Status,
+    /// Reports what a monitoring system collects.
+    Metrics,
     /// Reads the source again. Answered when the outcome is in force on every connection.
     Reload {
         /// Publishes even what the guard refuses: a set that is empty, has shrunk, or needs a
@@ -114,6 +119,9 @@ pub struct Reply {
     /// The answer to `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
+    /// The answer to `metrics`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
     /// The answer to `reload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<Reload>,
@@ -151,6 +159,7 @@ impl Reply {
             ok: true,
             error: None,
             status: None,
+            metrics: None,
             reload: None,
             check: None,
             usage: None,
@@ -166,6 +175,12 @@ impl Reply {
 impl From<Status> for Reply {
     fn from(status: Status) -> Self {
         Self { status: Some(status), ..Self::empty() }
+    }
+}
+
+impl From<Metrics> for Reply {
+    fn from(metrics: Metrics) -> Self {
+        Self { metrics: Some(metrics), ..Self::empty() }
     }
 }
 

@@ -43,6 +43,7 @@ fn waits_for_reloads(command: &Command) -> bool {
         | Command::ResetBalance { .. }
         | Command::ResetCalendar => true,
         Command::Status
+        | Command::Metrics
         | Command::Usage { .. }
         | Command::Revoke(_)
         | Command::Unrevoke(_)

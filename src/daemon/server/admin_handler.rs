@@ -58,6 +58,7 @@ impl CommandHandler for AdminHandler {
     async fn handle(&self, command: Command, peer: Peer) -> Reply {
         match command {
             Command::Status => self.status().await,
+            Command::Metrics => Reply::error("metrics are not collected yet"),
             Command::Reload { force } => self.reload(force, peer).await,
             Command::Check { source } => self.check(source, peer).await,
             Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
