@@ -4,61 +4,42 @@
 //! stays on its thread, and so do its requests to the daemon: no request wakes another thread.
 
 use std::io;
-use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::mpsc;
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
 
 use keyward_client::{Client, Options};
-use keyward_service::listener::{BoundSocket, ListenError, Listener as UnixSocket, ListenerSpec};
-use keyward_service::passed_sockets::{PassedKind, PassedSocket};
+use keyward_service::listener::BoundSocket;
+use keyward_service::passed_sockets::PassedSocket;
 use keyward_service::{descriptors, notify};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
-use tokio::time::interval;
 use tracing::{info, warn};
 
-use crate::config::{Config, GatewayListener, ListenAddress};
+use crate::config::{Config, GatewayListener, METRICS_NAME, MetricsListener};
+use crate::endpoint::{self, Endpoint, EndpointError, Socket};
 use crate::gateway_handler::GatewayHandler;
-use crate::server::{Listener, ServerLimits, serve};
+use crate::metrics::CompanionMetrics;
+use crate::monitor::Monitor;
+use crate::server::{Handler, MIN_HEADER_BYTES, ServerLimits, serve};
 
 /// Descriptors that are not connections: listening sockets of each thread, the daemon, epoll, the log, and
 /// a margin.
 const OWN_DESCRIPTORS: u64 = 256;
 
+/// Connections of a monitoring system. A collector has one.
+const METRICS_CONNECTIONS: usize = 32;
+
 /// Why the companion cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A Unix socket cannot be listened on.
+    /// A socket cannot be listened on.
     #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// A TCP port cannot be listened on.
-    #[error("{address}: cannot listen: {source}")]
-    Tcp {
-        /// The address and the port.
-        address: std::net::SocketAddr,
-        /// The error of the system call.
-        source: io::Error,
-    },
-    /// systemd passed a socket that no gateway needs.
-    #[error(
-        "systemd passed {name:?} ({kind}), and {problem}. FileDescriptorName= of a socket unit has to be the name of a gateway \
-         in the configuration, with ListenStream="
-    )]
-    Passed {
-        /// Its name.
-        name: String,
-        /// What it is.
-        kind: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
+    Endpoint(#[from] EndpointError),
     /// A system call failed.
     #[error("cannot {what}: {source}")]
     Os {
@@ -67,20 +48,6 @@ pub enum RunError {
         /// The error of the system call.
         source: io::Error,
     },
-}
-
-/// A listening socket, before a thread registers it with its runtime.
-enum Socket {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-/// A socket and what is done with its connections.
-struct Endpoint {
-    gateway: GatewayListener,
-    socket: Socket,
-    /// The file of a socket that this process has bound. It is removed on drop.
-    file: Option<BoundSocket>,
 }
 
 /// SIGTERM, SIGINT and SIGHUP, and the runtime of the main thread, which receives them.
@@ -134,40 +101,57 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
     // A core dump would write the keys that are being checked to disk.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| os_error("forbid core dumps")(error.into()))?;
-    let server = config.server;
-    warn_of_descriptors(config.gateways.len() * server.limits.max_connections);
-    let endpoints = open(config.gateways, passed)?;
+    let Config { server, gateways, metrics, .. } = config;
+    warn_of_descriptors(gateways.len() * server.limits.max_connections);
+    let gateway_settings = gateways.iter().map(|gateway| (gateway.name.as_str(), &gateway.listen));
+    let metrics_settings = metrics.iter().map(|metrics| (METRICS_NAME, &metrics.listen));
+    let settings: Vec<_> = gateway_settings.chain(metrics_settings).collect();
+    let endpoints = endpoint::open(&settings, passed)?;
+    let own_metrics = CompanionMetrics::default();
+    for gateway in &gateways {
+        own_metrics.set_connections_max(&gateway.name, server.limits.max_connections);
+    }
     let (stop, stopping) = watch::channel(false);
     let (registered, all_registered) = mpsc::channel();
     // Closed when all threads have ended.
     let (working, mut ended) = tokio::sync::mpsc::channel::<()>(1);
+    let context = ThreadContext { stopping, registered, working };
     let limits = per_thread(server.limits, server.workers);
     let mut threads = Vec::new();
     for number in 0..server.workers {
-        let listeners = endpoints
-            .iter()
-            .map(|endpoint| Ok((endpoint.gateway.clone(), endpoint.socket.try_clone()?)))
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(os_error("copy a listening socket"))?;
+        // The endpoints of gateways come first.
+        let sockets = copies(&endpoints[..gateways.len()])?;
         let options = Options::new(&server.keyward).deadline(server.deadline);
-        let (stopping, registered, working) = (stopping.clone(), registered.clone(), working.clone());
-        let thread = thread::Builder::new().name(format!("http-{number}"));
-        let thread = thread.spawn(move || {
-            let _working = working;
-            work(listeners, limits, options, stopping, registered)
-        });
-        threads.push(thread.map_err(os_error("start a thread"))?);
+        let (gateways, own_metrics) = (gateways.clone(), own_metrics.clone());
+        let handlers = move || {
+            let client = Client::with_options(options);
+            let handler = |GatewayListener { name, rules, .. }| {
+                GatewayHandler::new(name, rules, client.clone(), own_metrics.clone())
+            };
+            gateways.into_iter().map(handler).collect()
+        };
+        threads.push(start_thread(format!("http-{number}"), limits, sockets, handlers, context.clone())?);
     }
-    drop((registered, working));
-    let is_serving = (0..server.workers).all(|_| all_registered.recv().is_ok());
+    if let Some(MetricsListener { admin, .. }) = metrics.clone() {
+        let sockets = copies(&endpoints[gateways.len()..])?;
+        let limits = ServerLimits {
+            max_connections: METRICS_CONNECTIONS,
+            max_header_bytes: MIN_HEADER_BYTES,
+            ..server.limits
+        };
+        let handlers = move || vec![Monitor::new(own_metrics, admin)];
+        threads.push(start_thread("metrics".to_owned(), limits, sockets, handlers, context.clone())?);
+    }
+    drop(context);
+    let is_serving = threads.iter().all(|_| all_registered.recv().is_ok());
+    for gateway in &gateways {
+        info!(gateway = gateway.name, kind = ?gateway.rules.gateway, listen = %gateway.listen.address, "listening");
+    }
+    if let Some(metrics) = &metrics {
+        info!(listen = %metrics.listen.address, "listening for requests for metrics");
+    }
     // Only the threads have the sockets now: the last one closes them when it stops.
-    let files: Vec<Option<BoundSocket>> = endpoints
-        .into_iter()
-        .map(|Endpoint { gateway, file, .. }| {
-            info!(gateway = gateway.name, kind = ?gateway.rules.gateway, listen = %gateway.listen, "listening");
-            file
-        })
-        .collect();
+    let files: Vec<Option<BoundSocket>> = endpoints.into_iter().map(|endpoint| endpoint.file).collect();
     if is_serving {
         notify::ready();
         signals.wait_unless(async { _ = ended.recv().await });
@@ -187,38 +171,47 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
     results.collect()
 }
 
-/// One thread.
-fn work(
-    listeners: Vec<(GatewayListener, Socket)>,
-    limits: ServerLimits,
-    options: Options,
+/// What a thread needs to know about the process.
+#[derive(Clone)]
+struct ThreadContext {
     stopping: watch::Receiver<bool>,
+    /// Told that the thread listens.
     registered: mpsc::Sender<()>,
-) -> Result<(), RunError> {
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(os_error("start a runtime"))?;
-    LocalSet::new().block_on(&runtime, async {
-        let client = Client::with_options(options);
-        let mut serving = JoinSet::new();
-        let mut handlers = Vec::new();
-        for (GatewayListener { name, rules, .. }, socket) in listeners {
-            let listener = socket.register().map_err(os_error("listen"))?;
-            let handler = Rc::new(GatewayHandler::new(name, rules, client.clone()));
-            handlers.push(Rc::clone(&handler));
-            serving.spawn_local(serve(listener, limits, handler, stopping.clone()));
-        }
-        // The main thread waits for it.
-        let _ = registered.send(());
-        drop(registered);
-        let mut seconds = interval(Duration::from_secs(1));
-        loop {
-            tokio::select! {
-                ended = serving.join_next() => if ended.is_none() { break },
-                _ = seconds.tick() => handlers.iter().for_each(|handler| handler.flush_log()),
+    /// Dropped when the thread ends.
+    working: tokio::sync::mpsc::Sender<()>,
+}
+
+/// Starts a thread that serves `sockets`, each with the handler at its place in what `handlers` returns.
+fn start_thread<H: Handler>(
+    name: String,
+    limits: ServerLimits,
+    sockets: Vec<Socket>,
+    handlers: impl FnOnce() -> Vec<H> + Send + 'static,
+    context: ThreadContext,
+) -> Result<JoinHandle<Result<(), RunError>>, RunError> {
+    let work = move || {
+        let ThreadContext { stopping, registered, working: _working } = context;
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(os_error("start a runtime"))?;
+        LocalSet::new().block_on(&runtime, async {
+            let mut serving = JoinSet::new();
+            for (socket, handler) in sockets.into_iter().zip(handlers()) {
+                let listener = socket.register().map_err(os_error("listen"))?;
+                serving.spawn_local(serve(listener, limits, Rc::new(handler), stopping.clone()));
             }
-        }
-        handlers.iter().for_each(|handler| handler.flush_log());
-        Ok(())
-    })
+            // The main thread waits for it.
+            let _ = registered.send(());
+            drop(registered);
+            serving.join_all().await;
+            Ok(())
+        })
+    };
+    thread::Builder::new().name(name).spawn(work).map_err(os_error("start a thread"))
+}
+
+fn copies(endpoints: &[Endpoint]) -> Result<Vec<Socket>, RunError> {
+    let copies = endpoints.iter().map(|endpoint| endpoint.socket.try_clone());
+    copies.collect::<io::Result<_>>().map_err(os_error("copy a listening socket"))
 }
 
 /// The limits of one of `threads` threads.
@@ -236,78 +229,6 @@ fn warn_of_descriptors(max_connections: usize) {
             "the limit of open files allows fewer connections than server.max_connections for each gateway: raise LimitNOFILE= \
              in the unit (or ulimit -n), or lower the setting"
         );
-    }
-}
-
-/// Takes the sockets from systemd, and binds the others.
-fn open(gateways: Vec<GatewayListener>, passed: Vec<PassedSocket>) -> Result<Vec<Endpoint>, RunError> {
-    let mut endpoints: Vec<Endpoint> = Vec::new();
-    for PassedSocket { name, kind } in passed {
-        let refused = |kind: &PassedKind, problem| RunError::Passed {
-            name: name.clone(),
-            kind: kind.to_string(),
-            problem,
-        };
-        let Some(gateway) = gateways.iter().find(|gateway| gateway.name == name) else {
-            return Err(refused(&kind, "no gateway has this name"));
-        };
-        if endpoints.iter().any(|endpoint| endpoint.gateway.name == name) {
-            return Err(refused(&kind, "there is another of this name"));
-        }
-        let socket = match kind {
-            PassedKind::Unix(listener) => Socket::Unix(listener),
-            PassedKind::Tcp(listener) => match listener.local_addr() {
-                Ok(address) if address.ip().is_loopback() => Socket::Tcp(listener),
-                _ => return Err(refused(&PassedKind::Tcp(listener), "it is not on the loopback interface")),
-            },
-            kind @ PassedKind::Other(_) => return Err(refused(&kind, "it is not a listening stream socket")),
-        };
-        endpoints.push(Endpoint { gateway: gateway.clone(), socket, file: None });
-    }
-    for gateway in gateways {
-        if !endpoints.iter().any(|endpoint| endpoint.gateway.name == gateway.name) {
-            endpoints.push(bind(gateway)?);
-        }
-    }
-    Ok(endpoints)
-}
-
-fn bind(gateway: GatewayListener) -> Result<Endpoint, RunError> {
-    let (socket, file) = match &gateway.listen {
-        ListenAddress::Unix(path) => {
-            let mode = gateway.socket_mode.bits();
-            let spec = ListenerSpec::new(path.as_path(), mode, gateway.socket_group.as_ref())?;
-            let UnixSocket { socket, bound } = UnixSocket::bind(spec)?;
-            (Socket::Unix(socket), bound)
-        }
-        ListenAddress::Tcp(address) => {
-            let bound = TcpListener::bind(address);
-            (Socket::Tcp(bound.map_err(|source| RunError::Tcp { address: *address, source })?), None)
-        }
-    };
-    Ok(Endpoint { gateway, socket, file })
-}
-
-impl Socket {
-    fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Unix(socket) => socket.try_clone().map(Self::Unix),
-            Self::Tcp(socket) => socket.try_clone().map(Self::Tcp),
-        }
-    }
-
-    /// Registers the socket with the current runtime.
-    fn register(self) -> io::Result<Listener> {
-        match self {
-            Self::Unix(socket) => {
-                socket.set_nonblocking(true)?;
-                tokio::net::UnixListener::from_std(socket).map(Listener::Unix)
-            }
-            Self::Tcp(socket) => {
-                socket.set_nonblocking(true)?;
-                tokio::net::TcpListener::from_std(socket).map(Listener::Tcp)
-            }
-        }
     }
 }
 

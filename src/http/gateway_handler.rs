@@ -1,6 +1,7 @@
 //! Answers the subrequests of one gateway, on one thread.
 
 use std::cell::Cell;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -10,6 +11,7 @@ use keyward_service::log_limit::LogLimit;
 use tracing::warn;
 
 use crate::check::{CheckRules, Checked};
+use crate::metrics::{CompanionMetrics, GatewayMetrics};
 use crate::outcome::{Outcome, Refusal};
 use crate::server::Handler;
 
@@ -18,6 +20,7 @@ pub(crate) struct GatewayHandler {
     name: String,
     rules: CheckRules,
     client: Client,
+    metrics: GatewayMetrics,
     failed_open: LimitedLog,
     unavailable: LimitedLog,
     misconfigured: LimitedLog,
@@ -31,11 +34,13 @@ struct LimitedLog {
 }
 
 impl GatewayHandler {
-    pub(crate) fn new(name: String, rules: CheckRules, client: Client) -> Self {
+    pub(crate) fn new(name: String, rules: CheckRules, client: Client, metrics: CompanionMetrics) -> Self {
+        let metrics = GatewayMetrics::new(&name, rules.routes.fail_open_names(), metrics);
         Self {
             name,
             rules,
             client,
+            metrics,
             failed_open: LimitedLog::default(),
             unavailable: LimitedLog::default(),
             misconfigured: LimitedLog::default(),
@@ -68,20 +73,6 @@ impl GatewayHandler {
             _ => {}
         }
     }
-
-    /// Logs the requests that no line stands for yet. To be called about once a second.
-    pub(crate) fn flush_log(&self) {
-        let gateway = self.name.as_str();
-        self.failed_open.flush(|requests| {
-            warn!(gateway, requests, "LET THROUGH WITHOUT A CHECK: more requests, on routes that fail open");
-        });
-        self.unavailable.flush(|requests| {
-            warn!(gateway, requests, "refused: more requests, because keys cannot be checked");
-        });
-        self.misconfigured.flush(|requests| {
-            warn!(gateway, requests, "refused: more requests, because of the configuration");
-        });
-    }
 }
 
 impl LimitedLog {
@@ -101,11 +92,37 @@ impl LimitedLog {
 
 impl Handler for GatewayHandler {
     async fn handle(&self, request: Request<Incoming>) -> Response<Bytes> {
+        let start = Instant::now();
         // Dropping the body leaves it unread.
         let (parts, _) = request.into_parts();
         let checked = self.rules.check(&self.client, &parts).await;
         self.log(&checked);
-        self.rules.reply(&checked, &parts.headers).map(Bytes::from)
+        let reply = self.rules.reply(&checked, &parts.headers).map(Bytes::from);
+        let route = checked.route.map(|route| route.name.as_str());
+        self.metrics.count(&checked.outcome, route, start.elapsed());
+        reply
+    }
+
+    fn connection_opened(&self) {
+        self.metrics.connection_opened();
+    }
+
+    fn connection_closed(&self) {
+        self.metrics.connection_closed();
+    }
+
+    /// Logs the requests that no line stands for yet.
+    fn each_second(&self) {
+        let gateway = self.name.as_str();
+        self.failed_open.flush(|requests| {
+            warn!(gateway, requests, "LET THROUGH WITHOUT A CHECK: more requests, on routes that fail open");
+        });
+        self.unavailable.flush(|requests| {
+            warn!(gateway, requests, "refused: more requests, because keys cannot be checked");
+        });
+        self.misconfigured.flush(|requests| {
+            warn!(gateway, requests, "refused: more requests, because of the configuration");
+        });
     }
 }
 

@@ -16,11 +16,13 @@
 //!
 //! What is missing, empty, repeated or ambiguous refuses the request.
 
+mod accept;
 pub mod check;
 pub mod client_address;
 pub mod companion;
 pub mod config;
 pub mod credential;
+pub mod endpoint;
 mod escape;
 pub mod gateway;
 mod gateway_handler;
@@ -28,6 +30,8 @@ pub mod header;
 pub mod hint;
 pub mod host;
 pub mod identity;
+mod metrics;
+mod monitor;
 pub mod origin;
 pub mod original;
 pub mod outcome;

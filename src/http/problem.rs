@@ -1,10 +1,11 @@
 //! Why a request was not let through, for its client: status, headers, and a body of RFC 9457.
 
 use http::StatusCode;
-use http::header::{ACCEPT, HeaderMap};
+use http::header::HeaderMap;
 use keyward_client::{Decision, Verdict};
 use serde::Serialize;
 
+use crate::accept::Accept;
 use crate::credential::CredentialError;
 use crate::outcome::{Outcome, Refusal};
 use crate::rate_limit::seconds;
@@ -200,18 +201,9 @@ impl BodyType {
     /// The type that a client prefers: HTML or plain text if it names one of them and gives JSON less
     /// weight. The gateway passes on the client's Accept header.
     pub fn preferred(headers: &HeaderMap) -> Self {
-        let lines = headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok());
-        let ranges: Vec<(&str, u32)> = lines.flat_map(|line| line.split(',')).map(media_range).collect();
-        let weight = |names: &[&str]| {
-            ranges
-                .iter()
-                .filter(|(name, _)| names.contains(name))
-                .map(|(_, weight)| *weight)
-                .max()
-                .unwrap_or(0)
-        };
-        let json = weight(&["application/problem+json", "application/json"]);
-        let (html, plain) = (weight(&["text/html"]), weight(&["text/plain"]));
+        let accept = Accept::of(headers);
+        let json = accept.weight(&["application/problem+json", "application/json"]);
+        let (html, plain) = (accept.weight(&["text/html"]), accept.weight(&["text/plain"]));
         if html > json && html >= plain {
             Self::Html
         } else if plain > json {
@@ -231,15 +223,6 @@ impl BodyType {
     }
 }
 
-/// The name of a media range, and its weight in thousandths (RFC 9110, section 12.4.2).
-fn media_range(range: &str) -> (&str, u32) {
-    let mut parts = range.split(';').map(str::trim);
-    let name = parts.next().unwrap_or_default();
-    let quality = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-    let weight = quality.map_or(Some(1.0), |text| text.parse::<f32>().ok()).unwrap_or(0.0);
-    (name, (weight.clamp(0.0, 1.0) * 1000.0) as u32)
-}
-
 fn escaped(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut escaped, character| {
         match character {
@@ -256,6 +239,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use http::header::ACCEPT;
     use keyward_client::Error;
     use keyward_protocol::{Answer, LimitState};
 

@@ -110,6 +110,11 @@ impl Routes {
         }
     }
 
+    /// The names of the routes that let requests through while the daemon cannot be asked.
+    pub(crate) fn fail_open_names(&self) -> impl Iterator<Item = &str> {
+        self.routes.iter().filter(|route| route.fail_open).map(|route| route.name.as_str())
+    }
+
     /// Whether a route is for one host.
     pub(crate) fn depend_on_host(&self) -> bool {
         self.routes.iter().any(|route| route.host.is_some())

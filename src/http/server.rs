@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 use tracing::{debug, warn};
 
 /// Pause after a connection could not be accepted, usually for lack of descriptors.
@@ -60,6 +60,15 @@ pub struct ServerLimits {
 pub trait Handler: 'static {
     /// The reply to a request. Its body is not to be read.
     fn handle(&self, request: Request<Incoming>) -> impl Future<Output = Response<Bytes>>;
+
+    /// Called when a connection was accepted.
+    fn connection_opened(&self) {}
+
+    /// Called when it has ended.
+    fn connection_closed(&self) {}
+
+    /// Called about once a second, and at the end.
+    fn each_second(&self) {}
 }
 
 /// Serves connections until `stop` is true or its sender is gone, and then lets the requests in
@@ -73,10 +82,12 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     let mut stopping = pin!(stopped(stop.clone()));
     let log_limit = LogLimit::default();
+    let mut seconds = interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             () = &mut stopping => break,
             Some(_) = connections.join_next() => {}
+            _ = seconds.tick() => handler.each_second(),
             accepted = listener.accept(), if connections.len() < limits.max_connections => match accepted {
                 Ok(accepted) => {
                     let connection = accepted.serve(limits, Rc::clone(&handler), stop.clone());
@@ -97,6 +108,7 @@ pub async fn serve(
     if timeout(limits.drain_timeout, drained).await.is_err() {
         warn!("connections that did not end in time were closed");
     }
+    handler.each_second();
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {
@@ -125,10 +137,27 @@ impl Listener {
 
 impl Accepted {
     async fn serve(self, limits: ServerLimits, handler: Rc<impl Handler>, stop: watch::Receiver<bool>) {
+        let _open = OpenConnection::new(Rc::clone(&handler));
         match self {
             Self::Unix(stream) => converse(stream, limits, handler, stop).await,
             Self::Tcp(stream) => converse(stream, limits, handler, stop).await,
         }
+    }
+}
+
+/// A connection, as its handler counts it. It ends on drop, because the server may end before it.
+struct OpenConnection<H: Handler>(Rc<H>);
+
+impl<H: Handler> OpenConnection<H> {
+    fn new(handler: Rc<H>) -> Self {
+        handler.connection_opened();
+        Self(handler)
+    }
+}
+
+impl<H: Handler> Drop for OpenConnection<H> {
+    fn drop(&mut self) {
+        self.0.connection_closed();
     }
 }
 

@@ -111,8 +111,22 @@ impl WorkerContext {
 
     /// Answers the requests at the front of `input`. Loads the snapshot and reads the clock once
     /// for all of them. Also returns the epoch of the answers.
-    #[inline(never)]
     pub(super) fn respond(
+        &self,
+        permissions: Permissions,
+        input: &[u8],
+        output: &mut Vec<u8>,
+    ) -> (Progress, u64) {
+        let answered = self.respond_in_own_frame(permissions, input, output);
+        if answered.0.had_raw_key {
+            wipe_stack();
+        }
+        answered
+    }
+
+    // Not inlined: its frame holds copies of raw keys, and the caller wipes what is below its own frame.
+    #[inline(never)]
+    fn respond_in_own_frame(
         &self,
         permissions: Permissions,
         input: &[u8],
@@ -141,9 +155,6 @@ impl WorkerContext {
         let terms = Terms { idle_timeout_ms: u32::try_from(idle_ms).unwrap_or(u32::MAX), permissions };
         let progress = respond(&verifier, terms, input, output, &self.counters, &mut usage);
         usage.notify();
-        if progress.had_raw_key {
-            wipe_stack();
-        }
         (progress, epoch)
     }
 

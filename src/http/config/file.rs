@@ -21,6 +21,8 @@ use crate::route::Access;
 
 /// A shorter time would refuse requests because of a busy processor; a longer one would let them pile up.
 const DEADLINE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
+/// The daemon's admin socket, if its configuration names no other.
+const DEFAULT_ADMIN_SOCKET: &str = "/run/keyward/admin.sock";
 /// A shorter timeout would make gateways reconnect after every pause.
 const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
 /// Zero closes connections at once.
@@ -39,6 +41,8 @@ pub(super) struct ConfigFile {
     pub(super) server: Server,
     #[serde(default)]
     pub(super) gateways: Vec<GatewayTable>,
+    #[serde(default)]
+    pub(super) metrics: Option<MetricsTable>,
     #[serde(default)]
     pub(super) credentials: Credentials,
     #[serde(default)]
@@ -84,6 +88,18 @@ pub(super) struct GatewayTable {
     pub(super) client_address: Option<ClientAddress>,
     #[serde(default)]
     pub(super) hints: Option<HintsTable>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table, [metrics]")]
+pub(super) struct MetricsTable {
+    pub(super) listen: ListenText,
+    #[serde(default)]
+    pub(super) socket_mode: Option<SocketMode>,
+    #[serde(default)]
+    pub(super) socket_group: Option<Group>,
+    #[serde(default = "admin_socket")]
+    pub(super) admin: SocketPath,
 }
 
 #[derive(Debug, Deserialize)]
@@ -180,6 +196,10 @@ impl<'de> Deserialize<'de> for Cost {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         text::integer(deserializer, 0..=u32::MAX).map(Self)
     }
+}
+
+fn admin_socket() -> SocketPath {
+    SocketPath::from_static(DEFAULT_ADMIN_SOCKET)
 }
 
 fn cost<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {

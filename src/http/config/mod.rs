@@ -38,6 +38,8 @@ pub struct Config {
     pub server: Server,
     /// `[[gateways]]`, at least one.
     pub gateways: Vec<GatewayListener>,
+    /// `[metrics]`. `None`: none are served.
+    pub metrics: Option<MetricsListener>,
     /// `[log]`
     pub log: Log,
 }
@@ -60,14 +62,33 @@ pub struct Server {
 pub struct GatewayListener {
     /// Its name in logs and metrics, and systemd's name for its socket.
     pub name: String,
-    /// Where it listens, unless systemd has opened the socket.
-    pub listen: ListenAddress,
+    /// Where it listens.
+    pub listen: ListenSettings,
+    /// How its requests are checked.
+    pub rules: CheckRules,
+}
+
+/// A listener for a monitoring system: metrics and health.
+#[derive(Clone, Debug)]
+pub struct MetricsListener {
+    /// Where it listens.
+    pub listen: ListenSettings,
+    /// The daemon's admin socket.
+    pub admin: SocketPath,
+}
+
+/// Systemd's name for the socket of [`MetricsListener`]. No gateway has it.
+pub const METRICS_NAME: &str = "metrics";
+
+/// Where a listener listens, unless systemd has opened the socket.
+#[derive(Clone, Debug)]
+pub struct ListenSettings {
+    /// The path or the address.
+    pub address: ListenAddress,
     /// Permissions of a Unix socket.
     pub socket_mode: SocketMode,
     /// Group of a Unix socket. `None`: the group of the process.
     pub socket_group: Option<Group>,
-    /// How its requests are checked.
-    pub rules: CheckRules,
 }
 
 /// Where a listener listens.

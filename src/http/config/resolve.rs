@@ -5,14 +5,15 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use keyward_protocol::{MAX_COSTS, MAX_NAME, MAX_SCOPES};
-use keyward_settings::SocketMode;
 use keyward_settings::file::FileError;
+use keyward_settings::{Group, SocketMode};
 
 use super::file::{
-    ClientAddress, ConfigFile, Cost, Credentials, GatewayTable, HintsTable, Identity, RateLimits, RouteTable,
+    ClientAddress, ConfigFile, Cost, Credentials, GatewayTable, HintsTable, Identity, MetricsTable,
+    RateLimits, RouteTable,
 };
 use super::value::{HeaderText, HostText, ListenText, MethodText, NameText, PathText, PrefixText, WordText};
-use super::{Config, GatewayListener, Server};
+use super::{Config, GatewayListener, ListenAddress, ListenSettings, METRICS_NAME, MetricsListener, Server};
 use crate::check::CheckRules;
 use crate::client_address::AddressSource;
 use crate::credential::CredentialPlaces;
@@ -52,6 +53,7 @@ pub(super) fn resolve(file: &Path, settings: ConfigFile) -> Result<Config, FileE
                 drain_timeout: server.drain_timeout,
             },
         },
+        metrics: metrics(file, settings.metrics, &settings.gateways)?,
         gateways: gateways(file, settings.gateways, &common)?,
         log: settings.log,
     })
@@ -74,6 +76,9 @@ fn gateways(
         };
         let NameText(name) = table.name;
         let ListenText(listen) = table.listen;
+        if name == METRICS_NAME {
+            return Err(error("name", "is systemd's name for the socket of [metrics]: choose another"));
+        }
         if !names.insert(name.clone()) {
             return Err(error("name", "another gateway has this name: choose another"));
         }
@@ -99,9 +104,7 @@ fn gateways(
         });
         listeners.push(GatewayListener {
             name,
-            listen,
-            socket_mode: table.socket_mode.unwrap_or(SocketMode::DEFAULT),
-            socket_group: table.socket_group,
+            listen: listen_settings(listen, table.socket_mode, table.socket_group),
             rules: CheckRules {
                 gateway: table.kind,
                 path_prefix: table.path_prefix.map(|PrefixText(prefix)| prefix).unwrap_or_default(),
@@ -115,6 +118,29 @@ fn gateways(
         });
     }
     Ok(listeners)
+}
+
+fn metrics(
+    file: &Path,
+    table: Option<MetricsTable>,
+    gateways: &[GatewayTable],
+) -> Result<Option<MetricsListener>, FileError> {
+    let Some(MetricsTable { listen: ListenText(listen), socket_mode, socket_group, admin }) = table else {
+        return Ok(None);
+    };
+    if gateways.iter().any(|gateway| gateway.listen.0 == listen) {
+        let problem = "a gateway listens there: metrics need a listener of their own";
+        return Err(FileError::setting(file, "metrics.listen", problem));
+    }
+    Ok(Some(MetricsListener { listen: listen_settings(listen, socket_mode, socket_group), admin }))
+}
+
+fn listen_settings(
+    address: ListenAddress,
+    socket_mode: Option<SocketMode>,
+    socket_group: Option<Group>,
+) -> ListenSettings {
+    ListenSettings { address, socket_mode: socket_mode.unwrap_or(SocketMode::DEFAULT), socket_group }
 }
 
 fn credentials(file: &Path, settings: Credentials) -> Result<CredentialPlaces, FileError> {

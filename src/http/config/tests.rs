@@ -51,6 +51,7 @@ fn example_names_every_setting() {
         commented_out.iter().map(|line| &line[1..line.find([' ', '=']).expect("a name")]).collect();
     let expected = [
         "access",
+        "admin",
         "any_scope",
         "basic",
         "client_address",
@@ -61,6 +62,7 @@ fn example_names_every_setting() {
         "fail_open",
         "hints",
         "host",
+        "listen",
         "metadata",
         "methods",
         "name",
@@ -74,6 +76,12 @@ fn example_names_every_setting() {
     for line in commented_out {
         let only = EXAMPLE.replace(&format!("\n{line}\n"), &format!("\n{}\n", &line[1..]));
         let is_of_route = EXAMPLE.find(line) > EXAMPLE.find("#[[routes]]") && line != "#[[routes]]";
+        let is_of_metrics = ["#listen", "#admin"].iter().any(|setting| line.starts_with(setting));
+        let only = if is_of_metrics {
+            only.replace("#[metrics]", "[metrics]").replace("\n#listen", "\nlisten")
+        } else {
+            only
+        };
         let text = if is_of_route { only.replace("#[[routes]]", "[[routes]]") } else { only };
         let text = if line.starts_with("#path_prefix") {
             text.replace("kind = \"nginx\"", "kind = \"envoy\"")
@@ -104,7 +112,7 @@ fn settings_are_those_of_the_file() {
     );
     let [GatewayListener { name, listen, rules, .. }] = &*config.gateways else { panic!("one gateway") };
     assert_eq!((name.as_str(), rules.gateway, rules.path_prefix.as_str()), ("e", Gateway::Envoy, "/check"));
-    assert_eq!(*listen, ListenAddress::Tcp("[::1]:9180".parse().expect("an address")));
+    assert_eq!(listen.address, ListenAddress::Tcp("[::1]:9180".parse().expect("an address")));
     assert_eq!(rules.client_address.as_ref().map(|source| source.trusted_hops), Some(2));
     let kinds = vec![HintKind::Scopes, HintKind::Costs];
     assert_eq!(rules.hints, Hints { place: HintPlace::Headers, kinds });
@@ -125,6 +133,34 @@ fn settings_are_those_of_the_file() {
 }
 
 #[test]
+fn metrics_have_a_listener_of_their_own() {
+    assert!(parse(GATEWAY).expect("it is valid").metrics.is_none());
+    let metrics = |settings: &str| {
+        let config = parse(&format!("{GATEWAY}[metrics]\n{settings}")).expect("it is valid");
+        let MetricsListener { listen, admin } = config.metrics.expect("a listener");
+        (listen.address.to_string(), listen.socket_mode.bits(), admin.as_path().display().to_string())
+    };
+    let (default_mode, default_admin) = (SocketMode::DEFAULT.bits(), "/run/keyward/admin.sock".to_owned());
+    let tcp = metrics("listen = '127.0.0.1:9181'");
+    assert_eq!(tcp, ("127.0.0.1:9181".to_owned(), default_mode, default_admin));
+    let unix = metrics("listen = '/run/m.sock'\nsocket_mode = '0666'\nadmin = '/run/a.sock'");
+    assert_eq!(unix, ("/run/m.sock".to_owned(), 0o666, "/run/a.sock".to_owned()));
+    for (settings, expected) in [
+        (
+            "[metrics]\nlisten = '/run/g.sock'",
+            "a gateway listens there: metrics need a listener of their own",
+        ),
+        ("[metrics]\nadmin = '/run/a.sock'", "missing field `listen`"),
+    ] {
+        let message = refused(settings);
+        assert!(message.contains(expected), "{message}");
+    }
+    let named = "gateways = [{ name = 'metrics', kind = 'nginx', listen = '/run/g.sock' }]\n";
+    let message = refused_file(named);
+    assert!(message.contains("gateways[0].name") && message.contains("socket of [metrics]"), "{message}");
+}
+
+#[test]
 fn invalid_setting_is_refused_with_its_place() {
     for (settings, expected) in [
         (
@@ -138,7 +174,7 @@ fn invalid_setting_is_refused_with_its_place() {
         ),
         (
             "[servers]",
-            ":2:2: servers: unknown field `servers`, expected one of `server`, `gateways`, `credentials`, `identity`, `rate_limits`, `routes`, `log`",
+            ":2:2: servers: unknown field `servers`, expected one of `server`, `gateways`, `metrics`, `credentials`, `identity`, `rate_limits`, `routes`, `log`",
         ),
         (
             "[credentials]\nbasic = 'both'",

@@ -9,6 +9,7 @@ use super::exit::{CliError, Exit};
 use super::streams::Streams;
 use keyward_http::companion::{self, RunError, Signals};
 use keyward_http::config::Config;
+use keyward_http::endpoint::EndpointError;
 use keyward_service::log::{FLUSH_TIMEOUT, Log};
 use keyward_service::passed_sockets;
 
@@ -70,8 +71,8 @@ fn bad_input(error: impl std::fmt::Display) -> CliError {
 impl From<RunError> for CliError {
     fn from(error: RunError) -> Self {
         match error {
-            RunError::Passed { .. } => bad_input(error),
-            RunError::Listen(_) | RunError::Tcp { .. } | RunError::Os { .. } => {
+            RunError::Endpoint(EndpointError::Passed { .. }) => bad_input(error),
+            RunError::Endpoint(EndpointError::Unix(_) | EndpointError::Tcp { .. }) | RunError::Os { .. } => {
                 Self::new(Exit::Denied, format_args!("{error}"))
             }
         }
