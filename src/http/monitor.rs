@@ -132,3 +132,111 @@ fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     reply
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener as AdminListener;
+    use std::path::{Path, PathBuf};
+    use std::thread;
+
+    use keyward_admin::message::Reply;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{UnixListener, UnixStream};
+    use tokio::sync::watch;
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::*;
+    use crate::metrics::example::report;
+    use crate::server::{Listener, MIN_HEADER_BYTES, ServerLimits, serve};
+
+    /// A daemon that answers each command with `reply`, one command for each connection.
+    fn start_daemon(path: &Path, reply: String) {
+        let listener = AdminListener::bind(path).expect("binds");
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                let mut line = String::new();
+                BufReader::new(&stream).read_line(&mut line).expect("a command");
+                assert_eq!(line, "{\"command\":\"metrics\"}\n");
+                stream.write_all(reply.as_bytes()).expect("writes");
+            }
+        });
+    }
+
+    /// Serves a monitor of the daemon at `admin`, and returns its reply to `request`, a first line.
+    fn reply_to(request: &str, admin: &Path) -> String {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path: PathBuf = directory.path().join("m.sock");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        LocalSet::new().block_on(&runtime, async {
+            let listener = Listener::Unix(UnixListener::bind(&path).expect("binds"));
+            let admin = SocketPath::new(admin).expect("a path");
+            let monitor = Monitor::new(CompanionMetrics::default(), admin);
+            let long = Duration::from_secs(60);
+            let limits = ServerLimits {
+                max_connections: 2,
+                max_header_bytes: MIN_HEADER_BYTES,
+                idle_timeout: long,
+                drain_timeout: long,
+            };
+            let (_stop, stopping) = watch::channel(false);
+            spawn_local(serve(listener, limits, std::rc::Rc::new(monitor), stopping));
+            let mut client = UnixStream::connect(&path).await.expect("connects");
+            let request = format!("{request} HTTP/1.1\r\nconnection: close\r\n\r\n");
+            client.write_all(request.as_bytes()).await.expect("writes");
+            let mut reply = String::new();
+            client.read_to_string(&mut reply).await.expect("reads");
+            reply
+        })
+    }
+
+    #[test]
+    fn monitor_answers_its_paths_only() {
+        let nothing = Path::new("/nonexistent/admin.sock");
+        for (request, status) in [
+            ("GET /healthz", "200 OK"),
+            ("HEAD /healthz", "200 OK"),
+            ("GET /metrics", "200 OK"),
+            ("POST /metrics", "405 Method Not Allowed"),
+            ("GET /", "404 Not Found"),
+            ("GET /metrics/", "404 Not Found"),
+        ] {
+            let reply = reply_to(request, nothing);
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{request}: {reply}");
+        }
+        assert!(reply_to("GET /metrics", nothing).contains("\nkeyward_up 0.0\n"));
+    }
+
+    #[test]
+    fn readiness_is_the_daemons() {
+        let nothing = Path::new("/nonexistent/admin.sock");
+        let reply = reply_to("GET /readyz", nothing);
+        assert!(reply.starts_with("HTTP/1.1 503 ") && reply.contains("is the daemon running?"), "{reply}");
+        let directory = tempfile::tempdir().expect("a directory");
+        let reporting = |metrics: Metrics| {
+            let reply = serde_json::to_string(&Reply::from(metrics)).expect("JSON");
+            format!("{reply}\n")
+        };
+        let without_keys = || Metrics { ready: false, ..report() };
+        for (number, (answer, status, expected)) in [
+            (reporting(report()), 200, "\r\n\r\nready\n"),
+            (reporting(without_keys()), 503, "the daemon has no keys"),
+            (reporting(Metrics { stale: true, ..without_keys() }), 503, "older than max_staleness"),
+            (
+                "{\"ok\":false,\"error\":\"not permitted\"}\n".to_owned(),
+                503,
+                "refused to report its metrics: not permitted",
+            ),
+            ("{\"ok\":true}\n".to_owned(), 503, "the daemon reports no metrics"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let path = directory.path().join(number.to_string());
+            start_daemon(&path, answer);
+            let reply = reply_to("GET /readyz", &path);
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")) && reply.contains(expected), "{reply}");
+        }
+    }
+}

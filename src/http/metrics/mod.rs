@@ -3,6 +3,8 @@
 
 mod companion;
 mod daemon;
+#[cfg(test)]
+pub(crate) mod example;
 mod exposition;
 mod process;
 mod writer;
