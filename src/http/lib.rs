@@ -14,7 +14,7 @@
 //! 6. [`reply`] puts it in the terms of the gateway: the [`identity`] of the key, its limits
 //!    ([`rate_limit`]), or the [`problem`].
 //!
-//! [`companion`] starts a thread for the checks, and one for a [`monitor`] with the [`metrics`], on sockets
+//! [`companion`] starts a thread for the checks, and one for metrics and health, on sockets
 //! that are [`endpoint`]s.
 //!
 //! What is missing, empty, repeated or ambiguous refuses the request.
