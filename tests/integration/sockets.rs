@@ -60,6 +60,7 @@ fn recreated_sockets_have_their_configured_modes() {
         ("", 0o660, 0o600),
         ("server.socket_mode = '0600'", 0o600, 0o600),
         ("server.socket_mode = '0666'\nserver.admin_uids = [7]", 0o666, 0o666),
+        ("server.admin_read_uids = [7]", 0o660, 0o666),
     ] {
         let daemon = Setup::new(export()).config(config).start();
         let mode = |path: PathBuf| fs::metadata(path).expect("a socket").mode() & 0o777;

@@ -4,6 +4,9 @@
 //! first command, while it sends one byte by byte, and while it does not read its answer. When all
 //! slots are in use, the next connection takes the slot of an idle one: of the user with the most
 //! connections, the one that has been idle longest.
+//!
+//! Users that may only read share a few of the slots. They never wait and take the slots of each other
+//! only, so they cannot keep operators out, however many commands they send.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -16,6 +19,9 @@ use tokio::sync::Notify;
 /// Maximum number of connections. The socket is for operators and their scripts, not for
 /// applications.
 const MAX_CONNECTIONS: usize = 48;
+
+/// Maximum number of connections of all users that may only read: several scrapes at once.
+const MAX_READERS: usize = MAX_CONNECTIONS / 8;
 
 /// Maximum number of connections that may wait for reloads: commands that reload or check, or that
 /// wait for a reload in progress. The other slots are left to revocations and status.
@@ -37,6 +43,8 @@ pub(super) struct ConnectionSlots {
 
 struct Entry {
     uid: u32,
+    /// Whether the user may only read.
+    is_reader: bool,
     /// `None`: a command is being carried out.
     idle_since: Cell<Option<Instant>>,
     evicted: Notify,
@@ -59,13 +67,31 @@ impl ConnectionSlots {
     /// connections in all slots are busy.
     pub(super) async fn acquire(self: &Rc<Self>, uid: u32) -> Slot {
         while self.used.borrow().len() >= MAX_CONNECTIONS {
-            match self.eviction_candidate() {
+            match self.eviction_candidate(|_| true) {
                 Some(idle) => self.remove(&idle),
                 None => self.released.notified().await,
             }
         }
-        let entry =
-            Rc::new(Entry { uid, idle_since: Cell::new(Some(Instant::now())), evicted: Notify::new() });
+        self.add(uid, false)
+    }
+
+    /// A slot for a connection of a user that may only read. It is a free one or that of an idle
+    /// connection of such a user. `None`: there is no such slot.
+    pub(super) fn acquire_for_reader(self: &Rc<Self>, uid: u32) -> Option<Slot> {
+        let (used, readers) = {
+            let used = self.used.borrow();
+            (used.len(), used.iter().filter(|entry| entry.is_reader).count())
+        };
+        if used >= MAX_CONNECTIONS || readers >= MAX_READERS {
+            let idle = self.eviction_candidate(|entry| entry.is_reader)?;
+            self.remove(&idle);
+        }
+        Some(self.add(uid, true))
+    }
+
+    fn add(self: &Rc<Self>, uid: u32, is_reader: bool) -> Slot {
+        let idle_since = Cell::new(Some(Instant::now()));
+        let entry = Rc::new(Entry { uid, is_reader, idle_since, evicted: Notify::new() });
         self.used.borrow_mut().push(Rc::clone(&entry));
         Slot { entry, slots: Rc::clone(self) }
     }
@@ -81,10 +107,11 @@ impl ConnectionSlots {
         Some(WaitPermit { slots: self, uid })
     }
 
-    fn eviction_candidate(&self) -> Option<Rc<Entry>> {
+    /// The connection to be evicted, of those that `may_be_evicted` selects.
+    fn eviction_candidate(&self, may_be_evicted: impl Fn(&Entry) -> bool) -> Option<Rc<Entry>> {
         let used = self.used.borrow();
         let connections = |uid: u32| used.iter().filter(|other| other.uid == uid).count();
-        let idle = used.iter().filter(|entry| entry.idle_since.get().is_some());
+        let idle = used.iter().filter(|entry| entry.idle_since.get().is_some() && may_be_evicted(entry));
         idle.max_by_key(|entry| (connections(entry.uid), Reverse(entry.idle_since.get()))).cloned()
     }
 
@@ -181,6 +208,36 @@ mod tests {
             held.push(acquire(&slots, 1));
         }
         assert!(!of_other_user.iter().any(is_evicted));
+    }
+
+    /// Not even with commands that never end.
+    #[test]
+    fn readers_leave_slots_to_operators() {
+        let slots = Rc::new(ConnectionSlots::default());
+        let readers: Vec<Slot> = (0..).map_while(|uid| busy(slots.acquire_for_reader(1_000 + uid))).collect();
+        assert_eq!(readers.len(), MAX_READERS);
+        let operators: Vec<Slot> = (MAX_READERS..MAX_CONNECTIONS).map(|_| acquire(&slots, 1)).collect();
+        assert!(!operators.iter().any(is_evicted));
+    }
+
+    #[test]
+    fn reader_evicts_readers_only() {
+        let slots = Rc::new(ConnectionSlots::default());
+        let operators: Vec<Slot> = (1..MAX_CONNECTIONS).map(|_| acquire(&slots, 1)).collect();
+        let first = slots.acquire_for_reader(2).expect("the last slot");
+        let second = slots.acquire_for_reader(3).expect("the slot of the first");
+        assert!(is_evicted(&first) && !operators.iter().any(is_evicted));
+        second.set_busy();
+        assert!(slots.acquire_for_reader(2).is_none());
+        drop(second);
+        let last = acquire(&slots, 1);
+        assert!(slots.acquire_for_reader(2).is_none());
+        drop((operators, last));
+        assert!(slots.acquire_for_reader(2).is_some());
+    }
+
+    fn busy(slot: Option<Slot>) -> Option<Slot> {
+        slot.inspect(Slot::set_busy)
     }
 
     #[test]

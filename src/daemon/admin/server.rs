@@ -10,7 +10,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::admin::AdminUsers;
 use crate::admin::connection_slots::{ConnectionSlots, Slot};
+use crate::admin::permissions::Role;
 pub use crate::audit::Peer;
 use keyward_admin::message::{Command, Reply};
 use keyward_service::log_limit::LogLimit;
@@ -25,12 +27,20 @@ const IO_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after a connection could not be accepted.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
+const REFUSED_PEER: &str =
+    "only root, the daemon's own user, admin_uids and admin_read_uids may use this socket";
+
+const REFUSED_COMMAND: &str = "this user is in admin_read_uids, which allows status, metrics, usage and version: other \
+                               commands need admin_uids";
+
+const TOO_MANY_READERS: &str = "too many connections of admin_read_uids; try again";
+
 /// Carries out commands.
 pub trait CommandHandler {
     /// Carries out a command of `peer`.
     fn handle(&self, command: Command, peer: Peer) -> impl Future<Output = Reply>;
 
-    /// Records that `peer` was refused.
+    /// Records that `peer`, or a command of it, was refused.
     fn on_refused(&self, peer: Peer);
 }
 
@@ -52,15 +62,14 @@ fn waits_for_reloads(command: &Command) -> bool {
     }
 }
 
-/// Accepts connections forever. `admins` may connect, and root and the daemon's own user. To be run
-/// on a `LocalSet`.
+/// Accepts connections of `users`, root and the daemon's own user forever. To be run on a `LocalSet`.
 pub async fn serve(
     accept: impl AsyncFn() -> io::Result<UnixStream>,
-    admins: Box<[u32]>,
+    users: AdminUsers,
     handler: Rc<impl CommandHandler + 'static>,
 ) {
     let slots = Rc::new(ConnectionSlots::default());
-    let (refusals, failures) = (LogLimit::default(), LogLimit::default());
+    let (refusals, failures) = (Rc::new(LogLimit::default()), LogLimit::default());
     loop {
         let stream = match accept().await {
             Ok(stream) => stream,
@@ -72,14 +81,25 @@ pub async fn serve(
                 continue;
             }
         };
-        let Some(peer) = authorize(&stream, &admins, &*handler, &refusals) else {
-            reject(stream);
+        let Some((peer, role)) = authorize(&stream, &users, &*handler, &refusals) else {
+            reject(stream, REFUSED_PEER);
             continue;
         };
-        let slot = slots.acquire(peer.uid).await;
-        let (handler, slots) = (Rc::clone(&handler), Rc::clone(&slots));
+        let slot = match role {
+            Role::Operator => slots.acquire(peer.uid).await,
+            Role::Reader => match slots.acquire_for_reader(peer.uid) {
+                Some(slot) => slot,
+                None => {
+                    reject(stream, TOO_MANY_READERS);
+                    continue;
+                }
+            },
+        };
+        let connection =
+            Connection { peer, role, slot, slots: Rc::clone(&slots), refusals: Rc::clone(&refusals) };
+        let handler = Rc::clone(&handler);
         tokio::task::spawn_local(async move {
-            if let Err(error) = handle_connection(stream, peer, &*handler, &slots, &slot).await {
+            if let Err(error) = connection.handle(stream, &*handler).await {
                 debug!(%error, "admin connection");
             }
         });
@@ -89,83 +109,109 @@ pub async fn serve(
     }
 }
 
-/// The peer of a connection, if it may use the socket.
+/// The peer of a connection and its role, if it may use the socket.
 fn authorize(
     stream: &UnixStream,
-    admins: &[u32],
+    users: &AdminUsers,
     handler: &impl CommandHandler,
     refusals: &LogLimit,
-) -> Option<Peer> {
+) -> Option<(Peer, Role)> {
     let credentials = stream.peer_cred().ok()?;
     let peer = Peer { uid: credentials.uid(), pid: credentials.pid() };
     let own_uid = rustix::process::geteuid().as_raw();
-    let is_allowed = peer.uid == 0 || peer.uid == own_uid || admins.contains(&peer.uid);
-    if !is_allowed {
+    let role = users.role(peer.uid, own_uid);
+    if role.is_none() {
         if refusals.may_log() {
             warn!(uid = peer.uid, pid = peer.pid, "admin connection refused; more of them are counted only");
         }
         handler.on_refused(peer);
     }
-    is_allowed.then_some(peer)
+    role.map(|role| (peer, role))
 }
 
 /// Sends an error as far as the socket takes it at once, and closes the connection.
-fn reject(stream: UnixStream) {
-    let reply = Reply::error("only root, the daemon's own user and admin_uids may use this socket");
-    if let (Ok(line), Ok(mut stream)) = (encode(&reply), stream.into_std()) {
+fn reject(stream: UnixStream, error: &str) {
+    if let (Ok(line), Ok(mut stream)) = (encode(&Reply::error(error)), stream.into_std()) {
         // The peer may be gone.
         let _ = stream.write(&line);
     }
 }
 
-/// Answers commands, one in each line, until the peer closes the connection or is evicted from its
-/// slot.
-async fn handle_connection(
-    mut stream: UnixStream,
+/// A connection of a user that may use the socket.
+struct Connection {
     peer: Peer,
-    handler: &impl CommandHandler,
-    slots: &ConnectionSlots,
-    slot: &Slot,
-) -> io::Result<()> {
-    let (read, mut write) = stream.split();
-    let mut lines = BufReader::new(read);
-    loop {
-        let mut line = Vec::new();
-        let mut bounded = (&mut lines).take(MAX_LINE);
-        tokio::select! {
-            biased;
-            read = timeout(IO_TIMEOUT, bounded.read_until(b'\n', &mut line)) => read??,
-            () = slot.evicted() => {
-                let reply = Reply::error("closed: too many connections, and this one was idle");
-                // The peer may be gone.
-                let _ = write.try_write(&encode(&reply)?);
+    role: Role,
+    slot: Slot,
+    slots: Rc<ConnectionSlots>,
+    /// Limits what is logged about refusals.
+    refusals: Rc<LogLimit>,
+}
+
+impl Connection {
+    /// Answers commands, one in each line, until the peer closes the connection or is evicted from
+    /// its slot.
+    async fn handle(self, mut stream: UnixStream, handler: &impl CommandHandler) -> io::Result<()> {
+        let (read, mut write) = stream.split();
+        let mut lines = BufReader::new(read);
+        loop {
+            let mut line = Vec::new();
+            let mut bounded = (&mut lines).take(MAX_LINE);
+            tokio::select! {
+                biased;
+                read = timeout(IO_TIMEOUT, bounded.read_until(b'\n', &mut line)) => read??,
+                () = self.slot.evicted() => {
+                    let reply = Reply::error("closed: too many connections, and this one was idle");
+                    // The peer may be gone.
+                    let _ = write.try_write(&encode(&reply)?);
+                    return Ok(());
+                }
+            };
+            if line.is_empty() {
                 return Ok(());
             }
-        };
-        if line.is_empty() {
-            return Ok(());
+            self.slot.set_busy();
+            let reply = self.reply(&line, handler).await;
+            // Encoding a long answer would delay the thread that accepts connections.
+            let answer =
+                tokio::task::spawn_blocking(move || encode(&reply)).await.map_err(io::Error::other)??;
+            self.slot.set_idle();
+            tokio::select! {
+                biased;
+                sent = timeout(IO_TIMEOUT, write.write_all(&answer)) => sent??,
+                () = self.slot.evicted() => return Ok(()),
+            }
+            if !line.ends_with(b"\n") {
+                return Ok(());
+            }
         }
-        slot.set_busy();
-        let reply = match serde_json::from_slice(&line) {
-            Ok(command) if waits_for_reloads(&command) => match slots.wait_permit(peer.uid) {
-                Some(_permit) => handler.handle(command, peer).await,
+    }
+
+    /// The answer to a line.
+    async fn reply(&self, line: &[u8], handler: &impl CommandHandler) -> Reply {
+        let command = match serde_json::from_slice(line) {
+            Ok(command) => command,
+            Err(error) => return Reply::error(format!("not a command: {error}")),
+        };
+        if !self.role.permits(&command) {
+            self.refuse(handler);
+            return Reply::error(REFUSED_COMMAND);
+        }
+        if waits_for_reloads(&command) {
+            return match self.slots.wait_permit(self.peer.uid) {
+                Some(_permit) => handler.handle(command, self.peer).await,
                 None => Reply::error("too many commands are waiting for reloads; try again"),
-            },
-            Ok(command) => handler.handle(command, peer).await,
-            Err(error) => Reply::error(format!("not a command: {error}")),
-        };
-        // Encoding a long answer would delay the thread that accepts connections.
-        let answer =
-            tokio::task::spawn_blocking(move || encode(&reply)).await.map_err(io::Error::other)??;
-        slot.set_idle();
-        tokio::select! {
-            biased;
-            sent = timeout(IO_TIMEOUT, write.write_all(&answer)) => sent??,
-            () = slot.evicted() => return Ok(()),
+            };
         }
-        if !line.ends_with(b"\n") {
-            return Ok(());
+        handler.handle(command, self.peer).await
+    }
+
+    /// Records that a command was refused.
+    fn refuse(&self, handler: &impl CommandHandler) {
+        let Peer { uid, pid } = self.peer;
+        if self.refusals.may_log() {
+            warn!(uid, pid, "admin command refused: the user may only read; more of them are counted only");
         }
+        handler.on_refused(self.peer);
     }
 }
 

@@ -92,6 +92,7 @@ pub(super) struct Server {
     pub(super) refund_uids: Option<Vec<Id>>,
     pub(super) debit_uids: Option<Vec<Id>>,
     pub(super) admin_uids: Vec<Id>,
+    pub(super) admin_read_uids: Vec<Id>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -191,6 +192,7 @@ impl Default for Server {
             refund_uids: None,
             debit_uids: None,
             admin_uids: Vec::new(),
+            admin_read_uids: Vec::new(),
         }
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
+use crate::admin::AdminUsers;
 use crate::connection::{Permissions, UidQuotas};
 use crate::reload::BadRowPolicy;
 use crate::revocation::Retention;
@@ -125,8 +126,8 @@ pub struct Server {
     pub clients: Clients,
     /// Which of them may send REFUND and DEBIT.
     pub adjusters: Adjusters,
-    /// Users that may use the admin socket besides root and the daemon's own user, sorted.
-    pub admin_uids: Box<[u32]>,
+    /// Users that may use the admin socket besides root and the daemon's own user.
+    pub admin_users: AdminUsers,
 }
 
 /// Users and groups whose processes may send requests.

@@ -10,6 +10,7 @@ use super::value::{BadRowAction, ColumnName, FieldText, FileSize, FormatText, Pr
 use super::{
     Adjusters, Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source,
 };
+use crate::admin::AdminUsers;
 use crate::connection::UidQuotas;
 use crate::reload::BadRowPolicy;
 use crate::usage;
@@ -114,7 +115,10 @@ fn resolve_server(
             refund_uids: settings.refund_uids.map(Id::sorted),
             debit_uids: settings.debit_uids.map(Id::sorted),
         },
-        admin_uids: Id::sorted(settings.admin_uids),
+        admin_users: AdminUsers {
+            uids: Id::sorted(settings.admin_uids),
+            read_uids: Id::sorted(settings.admin_read_uids),
+        },
     })
 }
 

@@ -122,7 +122,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!((server.idle_timeout, server.drain_timeout), (Some(idle), drain));
     assert!(server.clients.allows(0, 0) && server.clients.allows(1000, 1000), "empty lists allow everyone");
     assert_eq!(server.adjusters.permissions(1000), Permissions::ALL, "without lists, every client may");
-    assert_eq!(*server.admin_uids, [0_u32; 0]);
+    assert!(!server.admin_users.has_others());
     assert_eq!((source.path.as_path(), source.format), (Path::new("/keys.csv"), Format::Csv));
     assert_eq!(source.poll, Duration::from_secs(2));
     assert_eq!(source.settle, Duration::from_millis(50));
@@ -157,6 +157,7 @@ fn settings_are_read() {
         refund_uids = [1001, 1000]
         debit_uids = []
         admin_uids = [1000]
+        admin_read_uids = [1002, 1001, 1002]
         [uid_quotas]
         connections = 1
         buffered = "128KiB"
@@ -192,7 +193,8 @@ fn settings_are_read() {
     let permissions = |uid| server.adjusters.permissions(uid);
     assert_eq!(permissions(1001), Permissions { refund: true, debit: false });
     assert_eq!(permissions(0), Permissions { refund: false, debit: false }, "root is not listed");
-    assert_eq!(*server.admin_uids, [1000]);
+    let admin_users = AdminUsers { uids: [1000].into(), read_uids: [1001, 1002].into() };
+    assert_eq!(server.admin_users, admin_users);
     assert_eq!(config.keys.minted_prefixes, []);
     assert_eq!(config.save_interval, Duration::from_millis(100));
     let smallest = Rotation { max_file_size: 4096, keep: 0 };
@@ -372,7 +374,7 @@ fn unknown_setting_is_refused() {
         ":2:8: server.worker: unknown field `worker`, expected one of `socket`, `socket_mode`, `socket_group`, \
          `admin_socket`, `state_dir`, `workers`, `busy_poll`, `huge_pages`, `max_connections`, `idle_timeout`, \
          `drain_timeout`, `allow_uids`, `allow_gids`, `refund_uids`, `debit_uids`, \
-         `admin_uids`"
+         `admin_uids`, `admin_read_uids`"
     );
     assert_eq!(
         refused("[sever]"),

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use tracing::{error, info, warn};
 
-use crate::admin;
+use crate::admin::{self, AdminUsers};
 use crate::reload::Trigger;
 use crate::server::StartError;
 use crate::server::acceptor::{Acceptor, RefusalCounters};
@@ -67,8 +67,8 @@ pub(super) async fn serve(
         log,
         started: Instant::now(),
     };
-    let admin_uids = daemon.config.server.admin_uids.clone();
-    let admin_task = spawn_local(serve_admin(Rc::clone(&admin), admin_uids, Rc::new(handler)));
+    let admin_users = daemon.config.server.admin_users.clone();
+    let admin_task = spawn_local(serve_admin(Rc::clone(&admin), admin_users, Rc::new(handler)));
     let [verify_watch, admin_watch] =
         [&verify, &admin].map(|socket| spawn_local(Rc::clone(socket).watch_file()));
 
@@ -151,7 +151,7 @@ async fn accept_clients(
 }
 
 /// Serves the admin socket, with the reserve descriptor if clients have taken all others.
-async fn serve_admin(socket: Rc<ListeningSocket>, admin_uids: Box<[u32]>, handler: Rc<AdminHandler>) {
+async fn serve_admin(socket: Rc<ListeningSocket>, users: AdminUsers, handler: Rc<AdminHandler>) {
     let accept = async || loop {
         match socket.accept().await {
             Ok(stream) => break Ok(stream),
@@ -162,7 +162,7 @@ async fn serve_admin(socket: Rc<ListeningSocket>, admin_uids: Box<[u32]>, handle
             }
         }
     };
-    admin::serve(accept, admin_uids, handler).await;
+    admin::serve(accept, users, handler).await;
 }
 
 /// Waits until the workers have no connections, at most for `timeout`. Returns whether they have

@@ -42,8 +42,8 @@ use keyward_state::{self as state, Generations, StateDir, Unwritten, WriteHealth
 const UNSENT_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Permissions of the admin socket. By default only the daemon's own user and root may open it.
-/// Where `admin_uids` names other users, everyone may open it, and the credentials of the peer
-/// decide.
+/// Where `admin_uids` or `admin_read_uids` names other users, everyone may open it, and the credentials
+/// of the peer decide.
 const ADMIN_MODE: u32 = 0o600;
 const ADMIN_MODE_WITH_UIDS: u32 = 0o666;
 
@@ -173,7 +173,7 @@ impl Sockets {
                 server.socket_mode.bits(),
                 server.socket_group.as_ref(),
             )?;
-            let admin_mode = if server.admin_uids.is_empty() { ADMIN_MODE } else { ADMIN_MODE_WITH_UIDS };
+            let admin_mode = if server.admin_users.has_others() { ADMIN_MODE_WITH_UIDS } else { ADMIN_MODE };
             let admin = ListenerSpec::new(server.admin_socket.as_path(), admin_mode, None)?;
             let sockets = Self { verify: Listener::bind(verify)?, admin: Listener::bind(admin)? };
             let bound = [&sockets.verify, &sockets.admin].into_iter().filter_map(|it| it.bound.as_ref());

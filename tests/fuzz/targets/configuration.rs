@@ -71,7 +71,7 @@ fn check(config: &Config) {
     for socket in [&server.socket, &server.admin_socket] {
         assert!(socket.as_path().as_os_str().len() <= MAX_SOCKET_PATH);
     }
-    assert!(server.admin_uids.is_sorted());
+    assert!(server.admin_users.uids.is_sorted() && server.admin_users.read_uids.is_sorted());
     let lists = [&server.adjusters.refund_uids, &server.adjusters.debit_uids];
     assert!(lists.into_iter().flatten().all(|uids| uids.is_sorted()));
     assert!((Duration::from_millis(100)..=MAX_DURATION).contains(&source.poll));
