@@ -103,6 +103,7 @@ pub mod connection;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod histogram;
 pub mod publish;
 pub mod reload;
 pub mod revocation;

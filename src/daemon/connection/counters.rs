@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyward_protocol::{VERDICT_LIMIT, Verdict};
 
+use super::sample::Samples;
+
 /// One worker's counters. The alignment keeps them off the cache lines of other data.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -13,7 +15,9 @@ pub struct Counters {
     refunds: AtomicU64,
     debits: AtomicU64,
     errors: AtomicU64,
+    shadow_denials: AtomicU64,
     connections: AtomicU64,
+    samples: Samples,
 }
 
 /// A plain load and store suffice, because there is one writer.
@@ -44,6 +48,11 @@ impl Counters {
         increment(&self.errors);
     }
 
+    /// Counts a request that a limit in shadow mode would have refused.
+    pub fn count_shadow_denial(&self) {
+        increment(&self.shadow_denials);
+    }
+
     /// Counts an accepted connection.
     pub fn count_connection(&self) {
         increment(&self.connections);
@@ -67,6 +76,16 @@ impl Counters {
     /// The number of ERROR frames.
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
+    }
+
+    /// The number of requests that a limit in shadow mode would have refused.
+    pub fn shadow_denials(&self) -> u64 {
+        self.shadow_denials.load(Ordering::Relaxed)
+    }
+
+    /// A sample of the turns.
+    pub fn samples(&self) -> &Samples {
+        &self.samples
     }
 
     /// The number of accepted connections.

@@ -35,6 +35,7 @@ mod counters;
 mod exchange;
 mod in_flight;
 mod respond;
+mod sample;
 mod shutdown;
 mod silence;
 #[cfg(feature = "simulation")]
@@ -54,6 +55,7 @@ pub use counters::Counters;
 #[cfg(feature = "fuzzing")]
 pub use exchange::Exchange;
 pub use respond::{Permissions, Progress, StopReason, Terms, respond};
+pub use sample::Samples;
 pub use shutdown::{Shutdown, ShutdownControl};
 pub use turns::IdleCount;
 pub use uid_account::{UidAccount, UidQuotas};
@@ -254,6 +256,9 @@ impl Connection {
         self.spin_backoff.record(now - self.silence.last_read() <= self.context.timeouts.busy_poll);
         self.silence.read(now);
         let mut answered = self.answer(bytes)?;
+        if self.context.sampler.is_due() {
+            self.context.counters.samples().record(now, answered.requests);
+        }
         let mut has_completed = false;
         loop {
             has_completed |= answered.requests > 0;

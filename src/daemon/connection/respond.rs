@@ -106,7 +106,7 @@ pub fn respond(
                 usage.verified(decision.verdict(), decision.usage());
                 decision.encode(output);
             } else {
-                answer_in_detail(decision, output, usage);
+                answer_in_detail(decision, output, counters, usage);
             }
         });
         progress.requests += answered;
@@ -171,7 +171,15 @@ pub fn respond(
 /// Counts and answers a request that is not of the plain form.
 // Apart from the fast path, which has one branch for all that few requests have.
 #[inline(never)]
-fn answer_in_detail(decision: &Decision<'_>, output: &mut Vec<u8>, usage: &mut UsageLog) {
+fn answer_in_detail(
+    decision: &Decision<'_>,
+    output: &mut Vec<u8>,
+    counters: &Counters,
+    usage: &mut UsageLog,
+) {
+    if decision.is_shadow_limited() {
+        counters.count_shadow_denial();
+    }
     usage.verified(decision.verdict(), decision.usage());
     decision.encode(output);
 }

@@ -14,6 +14,7 @@ use crate::connection::busy_poll::SpinPermits;
 use crate::connection::counters::Counters;
 use crate::connection::in_flight::{EpochTracker, InFlight};
 use crate::connection::respond::{Permissions, Progress, StopReason, Terms, respond};
+use crate::connection::sample::Sampler;
 use crate::connection::shutdown::Shutdown;
 use crate::connection::timer_fd::TimerFd;
 use crate::connection::timers::Timers;
@@ -71,6 +72,7 @@ pub struct WorkerContext {
     pub(super) counters: Arc<Counters>,
     pub(super) in_flight: Rc<InFlight>,
     pub(super) timeouts: Timeouts,
+    pub(super) sampler: Sampler,
     pub(super) spin_permits: SpinPermits,
     pub(super) timers: Rc<Timers>,
     pub(super) turns: Rc<Turns>,
@@ -97,6 +99,7 @@ impl WorkerContext {
             counters,
             in_flight: Rc::default(),
             timeouts,
+            sampler: Sampler::new(),
             spin_permits: SpinPermits::default(),
             timers: Timers::new(),
             turns: Turns::new(idle_count),

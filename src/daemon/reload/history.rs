@@ -1,11 +1,14 @@
 //! The outcomes of reloads that `keyward status` shows: the latest, and the latest that was
-//! accepted.
+//! accepted. Metrics have the number of all, and how long they took.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use crate::reload::durations::Durations;
 use crate::reload::{ReloadError, SetAside, Stale, TakeawayReport};
+use keyward_admin::message;
 use keyward_engine::snapshot::Diff;
 
 /// The outcome of a reload.
@@ -40,6 +43,26 @@ pub struct AcceptedReload {
     pub set_aside: Option<Arc<SetAside>>,
 }
 
+impl AcceptedReload {
+    /// Whether the reload has added, removed or changed a row.
+    pub fn has_changes(&self) -> bool {
+        let Diff { added, removed, changed, .. } = self.diff;
+        added + removed + changed > 0
+    }
+}
+
+impl HistoryState {
+    /// Adds an outcome.
+    pub(super) fn add(&mut self, outcome: &Arc<Outcome>) {
+        self.durations.record(outcome);
+        if outcome.result.is_ok() {
+            self.last_accepted = Some(Arc::clone(outcome));
+            self.last_accepted_unix_s = UNIX_EPOCH.elapsed().ok().map(|now| now.as_secs_f64());
+        }
+        self.last = Some(Arc::clone(outcome));
+    }
+}
+
 /// What `keyward status` shows of reloads. Clones share it.
 #[derive(Clone)]
 pub struct History {
@@ -49,6 +72,8 @@ pub struct History {
 pub(super) struct HistoryState {
     pub(super) last: Option<Arc<Outcome>>,
     pub(super) last_accepted: Option<Arc<Outcome>>,
+    last_accepted_unix_s: Option<f64>,
+    durations: Durations,
     pub(super) buckets: u64,
     pub(super) source: Box<Path>,
     pub(super) configuration_refused: Option<String>,
@@ -62,6 +87,8 @@ impl History {
         let state = HistoryState {
             last: None,
             last_accepted: None,
+            last_accepted_unix_s: None,
+            durations: Durations::new(),
             buckets: 0,
             source: source.into(),
             configuration_refused: None,
@@ -79,6 +106,16 @@ impl History {
     /// The latest reload that was accepted.
     pub fn last_accepted(&self) -> Option<Arc<Outcome>> {
         self.lock().last_accepted.clone()
+    }
+
+    /// When a reload was last accepted, in Unix seconds.
+    pub fn last_accepted_unix_s(&self) -> Option<f64> {
+        self.lock().last_accepted_unix_s
+    }
+
+    /// How long reloads took in seconds, by result.
+    pub fn durations(&self) -> BTreeMap<String, message::Histogram> {
+        self.lock().durations.report()
     }
 
     /// Why the configuration that was read last is not in force: it is wrong, or the source that

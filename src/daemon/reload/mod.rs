@@ -61,6 +61,7 @@ mod apply_takeaways;
 mod bad_rows;
 mod check;
 mod compare;
+mod durations;
 mod error;
 mod file_state;
 mod guard;

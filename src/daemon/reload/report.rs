@@ -201,9 +201,6 @@ impl ReloadLoop {
         (history.set_aside, history.takeaways) = (self.set_aside.clone(), takeaways);
         history.buckets = buckets;
         history.source = self.reloader.settings.source.path.clone();
-        if outcome.result.is_ok() {
-            history.last_accepted = Some(Arc::clone(outcome));
-        }
-        history.last = Some(Arc::clone(outcome));
+        history.add(outcome);
     }
 }

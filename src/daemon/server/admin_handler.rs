@@ -1,13 +1,11 @@
 //! Carries out the commands of the admin socket.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Instant;
 
-use keyward_protocol::Verdict;
 use tokio::sync::oneshot;
 
 use crate::admin::{CommandHandler, Peer};
@@ -30,14 +28,22 @@ use keyward_engine::record::Quoted;
 use keyward_service::log::Log;
 use keyward_state::{WriteHealth, time};
 
+mod key_counts;
+mod metrics;
+
 #[cfg(test)]
 mod tests;
+
+pub(super) use key_counts::KeyCounts;
 
 /// Access to all parts of the daemon. It changes only the queue of reloads, the list of revocations,
 /// and balances.
 pub(super) struct AdminHandler {
     pub(super) workers: Arc<[Worker]>,
     pub(super) refusals: Arc<RefusalCounters>,
+    /// The maximum number of open connections to the request socket.
+    pub(super) max_connections: usize,
+    pub(super) key_counts: KeyCounts,
     pub(super) snapshots: SnapshotReader,
     pub(super) epochs: Epochs,
     pub(super) revocations: Arc<Revocations>,
@@ -58,7 +64,7 @@ impl CommandHandler for AdminHandler {
     async fn handle(&self, command: Command, peer: Peer) -> Reply {
         match command {
             Command::Status => self.status().await,
-            Command::Metrics => Reply::error("metrics are not collected yet"),
+            Command::Metrics => self.metrics().await,
             Command::Reload { force } => self.reload(force, peer).await,
             Command::Check { source } => self.check(source, peer).await,
             Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
@@ -255,12 +261,6 @@ impl AdminHandler {
         messages::set_takeaway_durability(withheld.as_mut(), self.last_good.as_ref());
         let stale = snapshot.as_ref().is_some_and(|snapshot| snapshot.meta().is_stale(now));
         let sum = |count: fn(&Worker) -> u64| self.workers.iter().map(count).sum();
-        let verdicts: BTreeMap<String, u64> = Verdict::all()
-            .map(|verdict| {
-                let answers = self.workers.iter().map(|worker| worker.counters.verdicts(verdict)).sum();
-                (verdict.name().to_owned(), answers)
-            })
-            .collect();
         Status {
             ready: snapshot.is_some() && !stale,
             stale,
@@ -284,7 +284,7 @@ impl AdminHandler {
             connections: self.workers.iter().map(Worker::open_connections).sum(),
             accepted_connections: sum(|worker| worker.counters.connections()),
             refused_connections: self.refusals.by_reason(),
-            verdicts,
+            verdicts: self.verdicts(),
             refunds: sum(|worker| worker.counters.refunds()),
             debits: sum(|worker| worker.counters.debits()),
             errors: sum(|worker| worker.counters.errors()),

@@ -13,7 +13,7 @@ use crate::admin::{self, AdminUsers};
 use crate::reload::Trigger;
 use crate::server::StartError;
 use crate::server::acceptor::{Acceptor, RefusalCounters};
-use crate::server::admin_handler::AdminHandler;
+use crate::server::admin_handler::{AdminHandler, KeyCounts};
 use crate::server::listening_socket::ListeningSocket;
 use crate::server::signals::SignalAction;
 use crate::server::startup::Daemon;
@@ -52,6 +52,8 @@ pub(super) async fn serve(
     let handler = AdminHandler {
         workers: Arc::clone(&daemon.workers),
         refusals,
+        max_connections: limits.total,
+        key_counts: KeyCounts::default(),
         snapshots: daemon.snapshots,
         epochs: daemon.epochs.clone(),
         revocations: Arc::clone(&daemon.revocations),

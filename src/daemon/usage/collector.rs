@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::error;
 
 use super::Message;
+use super::backlog::Backlog;
 use super::log::{Event, FlushedLog, UnknownKeys};
 use super::query::UsageQuery;
 use super::table::{Table, Walk};
@@ -42,6 +43,7 @@ pub(super) struct Collector {
     workers: Vec<Worker>,
     pending_rounds: Vec<PendingRound>,
     write: WriteProgress,
+    backlog: Backlog,
     since: Timestamp,
     next_write: Instant,
     /// Requests to stop, not yet answered.
@@ -113,10 +115,16 @@ impl Collector {
                 failed: None,
                 spare: Vec::new(),
             },
+            backlog: Backlog::default(),
             since,
             next_write: Instant::now() + interval,
             stopping: Vec::new(),
         }
+    }
+
+    /// What is not written yet.
+    pub(super) fn backlog(&self) -> Backlog {
+        self.backlog.clone()
     }
 
     /// Runs until the process ends, if usage is written to a file: the writer thread has a sender
@@ -148,6 +156,10 @@ impl Collector {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Log(mut log) => {
+                let has_usage = !log.events.is_empty() || log.unknown != UnknownKeys::default();
+                if has_usage && self.writer.is_some() {
+                    self.backlog.add(Instant::now());
+                }
                 self.table.merge(&mut log);
                 self.return_buffer(log);
             }
@@ -246,6 +258,7 @@ impl Collector {
         self.write.from = to;
         self.write.is_requested = false;
         self.write.walk = Some((self.table.walk(), interval));
+        self.backlog.begin_write();
     }
 
     /// One step of a write: encodes lines until a chunk is full or the step is over.
@@ -275,6 +288,9 @@ impl Collector {
         // An interval becomes durable with its last chunk, which may be empty.
         if lines.is_empty() && !(is_done && self.write.is_begun) {
             self.write.spare = lines;
+            if is_done {
+                self.backlog.end_write();
+            }
         } else {
             writer.write(lines, is_done);
             self.write.is_busy = true;
@@ -291,10 +307,14 @@ impl Collector {
             Ok(()) => {
                 lines.clear();
                 self.write.spare = lines;
+                if self.write.walk.is_none() {
+                    self.backlog.end_write();
+                }
             }
             Err(error) => {
                 if !self.stopping.is_empty() {
                     let lost = memchr::memchr_iter(b'\n', &lines).count();
+                    self.backlog.lose(lost as u64);
                     error!(%error, lines = lost, "usage that could not be written is lost, and what was counted since");
                 }
                 self.write.failed = Some((lines, Instant::now() + RETRY.min(self.interval)));

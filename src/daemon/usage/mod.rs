@@ -27,13 +27,14 @@
 //! * A record is retained while its key is in the source, and until its usage is written.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
 use keyward_admin::message::UsageReport;
 use keyward_state::{FileError, Rotation, StateDir};
 
+mod backlog;
 mod chunked_vec;
 mod collector;
 mod log;
@@ -64,6 +65,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Usage {
     queue: SyncSender<Message>,
+    backlog: backlog::Backlog,
 }
 
 /// When usage is written.
@@ -109,6 +111,7 @@ impl Usage {
             .map(|directory| writer::Writer::start(directory, policy.files, queue.clone()))
             .transpose()?;
         let collector = collector::Collector::new(policy.interval, writer, rounds, spares);
+        let backlog = collector.backlog();
         let started =
             std::thread::Builder::new().name("usage".into()).spawn(move || collector.run(&messages));
         started.map_err(|error| FileError {
@@ -116,7 +119,7 @@ impl Usage {
             action: "start the thread that counts usage",
             error,
         })?;
-        Ok((Self { queue }, logs))
+        Ok((Self { queue, backlog }, logs))
     }
 
     /// The usage since the start, up to this moment. `None`: the daemon is shutting down.
@@ -124,6 +127,12 @@ impl Usage {
         let (reply, report) = oneshot::channel();
         self.send(Message::Query { query, reply }).await;
         report.await.ok()
+    }
+
+    /// The age of the oldest usage that is not in a written line, and the number of lines that were
+    /// lost. A worker may hold events for another second. Zero if usage is not written.
+    pub fn unwritten(&self) -> (Duration, u64) {
+        (self.backlog.age(Instant::now()), self.backlog.lost())
     }
 
     /// Writes all remaining usage. Call it when the workers have ended their work.

@@ -46,6 +46,7 @@ mod policy;
 mod revocation;
 mod row_policy;
 mod set_aside;
+mod status_counts;
 mod summary;
 mod takeaways;
 #[cfg(test)]
@@ -75,6 +76,7 @@ pub use policy::Policy;
 pub(crate) use policy::PolicyLimit;
 pub use revocation::NamedRow;
 pub use row_policy::RowPolicies;
+pub use status_counts::StatusCounts;
 pub use summary::Summary;
 pub use takeaways::{Takeaway, Takeaways};
 pub use view::View;

@@ -31,6 +31,8 @@ fn handler(publisher: &Publisher, directory: &Path) -> AdminHandler {
     AdminHandler {
         workers: Arc::from([]),
         refusals: Arc::default(),
+        max_connections: 0,
+        key_counts: KeyCounts::default(),
         snapshots: publisher.reader(),
         epochs: publisher.epochs(),
         revocations: Arc::new(Revocations::open(None, publisher).expect("none")),
