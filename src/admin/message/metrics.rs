@@ -55,8 +55,9 @@ pub struct Metrics {
     pub socket_reachable: BTreeMap<String, bool>,
     /// Seconds that the calendar of the quotas is ahead of the system's clock.
     pub calendar_ahead_s: u32,
-    /// The process.
-    pub process: Process,
+    /// The process. `None`: the system does not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
 }
 
 /// What was answered.
@@ -115,7 +116,7 @@ pub struct UsageMetrics {
 }
 
 /// The process.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Process {
     /// When it was started, in Unix seconds.
     pub start_unix_s: f64,

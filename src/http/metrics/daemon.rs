@@ -39,7 +39,7 @@ fn write(metrics: &Metrics, writer: &mut Writer<'_>) -> fmt::Result {
     write_keys(metrics, writer)?;
     write_reloads(metrics, writer)?;
     write_state(metrics, writer)?;
-    process::write(&metrics.process, "keyward_process", writer)
+    metrics.process.as_ref().map_or(Ok(()), |process| process::write(process, "keyward_process", writer))
 }
 
 fn write_answers(metrics: &Metrics, writer: &mut Writer<'_>) -> fmt::Result {

@@ -47,7 +47,7 @@ pub(crate) fn report() -> Metrics {
         log_lines_dropped: 33,
         socket_reachable: map("verify", false),
         calendar_ahead_s: 34,
-        process: Process {
+        process: Some(Process {
             start_unix_s: 35.5,
             cpu_s: 36.5,
             resident_bytes: 37,
@@ -55,6 +55,6 @@ pub(crate) fn report() -> Metrics {
             threads: 39,
             open_fds: 40,
             max_fds: 41,
-        },
+        }),
     }
 }

@@ -6,6 +6,7 @@ use http::HeaderMap;
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 
+use super::process::OwnProcess;
 use super::{CompanionMetrics, DaemonMetrics};
 use crate::accept::Accept;
 
@@ -47,6 +48,7 @@ pub(crate) fn encode(
 ) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(daemon));
+    registry.register_collector(Box::new(OwnProcess));
     companion.register(&mut registry);
     let mut exposition = String::new();
     match format {
@@ -110,9 +112,15 @@ mod tests {
         let listed: Vec<&str> = cells.filter(|name| name.starts_with("keyward_")).collect();
         let names: BTreeSet<&str> = listed.iter().copied().collect();
         assert_eq!(names.len(), listed.len(), "a name is listed twice");
-        let own_process = |name: &&str| name.starts_with("process_");
-        let exposed: BTreeSet<&str> =
-            families(&exposition).into_iter().filter(|name| !own_process(name)).collect();
+        let (own_process, exposed): (BTreeSet<&str>, BTreeSet<&str>) =
+            families(&exposition).into_iter().partition(|name| name.starts_with("process_"));
+        let row = PAGE.lines().find(|line| line.starts_with("| `process_*`")).expect("a row");
+        let suffixes: BTreeSet<&str> = row.split('`').skip(3).step_by(2).skip(1).collect();
+        let suffix = |name: &&str| name["process_".len()..].to_owned();
+        assert_eq!(
+            own_process.iter().map(suffix).collect::<BTreeSet<_>>(),
+            suffixes.into_iter().map(str::to_owned).collect()
+        );
         assert_eq!(exposed, names);
     }
 

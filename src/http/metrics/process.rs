@@ -3,8 +3,34 @@
 use std::fmt;
 
 use keyward_admin::message::Process;
+use keyward_service::process;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 
 use super::writer::Writer;
+
+/// The metrics of this process.
+#[derive(Debug)]
+pub(super) struct OwnProcess;
+
+impl Collector for OwnProcess {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // Without /proc there are none.
+        let Ok(process) = process::Process::read() else { return Ok(()) };
+        let process::Process {
+            start_unix_s,
+            cpu_s,
+            resident_bytes,
+            virtual_bytes,
+            threads,
+            open_fds,
+            max_fds,
+        } = process;
+        let process =
+            Process { start_unix_s, cpu_s, resident_bytes, virtual_bytes, threads, open_fds, max_fds };
+        write(&process, "process", &mut Writer::new(encoder))
+    }
+}
 
 /// Writes the metrics of a process, with `prefix` before their names.
 pub(super) fn write(process: &Process, prefix: &str, writer: &mut Writer<'_>) -> fmt::Result {

@@ -19,7 +19,7 @@ struct Slow {
     keys: Option<StatusCounts>,
     revocations: usize,
     revocations_not_durable: usize,
-    process: Process,
+    process: Option<Process>,
 }
 
 impl AdminHandler {
@@ -141,10 +141,10 @@ fn by_name(counts: StatusCounts) -> BTreeMap<String, u64> {
     all.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
-/// All 0 if `/proc` is not mounted.
-fn process() -> Process {
-    let Ok(process) = process::Process::read() else { return Process::default() };
+/// `None` if `/proc` is not mounted.
+fn process() -> Option<Process> {
+    let process = process::Process::read().ok()?;
     let process::Process { start_unix_s, cpu_s, resident_bytes, virtual_bytes, threads, open_fds, max_fds } =
         process;
-    Process { start_unix_s, cpu_s, resident_bytes, virtual_bytes, threads, open_fds, max_fds }
+    Some(Process { start_unix_s, cpu_s, resident_bytes, virtual_bytes, threads, open_fds, max_fds })
 }
