@@ -1,8 +1,11 @@
 //! The check of one request: what is asked of the daemon, and what its answer means.
 
+use std::sync::Arc;
+
 use http::request::Parts;
 use keyward_client::{Client, Decision, Error, ErrorCode, Request, Verdict};
 
+use crate::charge_once::{ChargeId, ChargedRequests, RequestId, Turn};
 use crate::client_address::AddressSource;
 use crate::credential::{Credential, CredentialError, CredentialPlaces};
 use crate::gateway::Gateway;
@@ -30,6 +33,8 @@ pub struct CheckRules {
     pub client_address: Option<AddressSource>,
     /// What the gateway adds to the requirements of a route.
     pub hints: Hints,
+    /// How a check that the gateway repeats is recognised. `None`: each is charged.
+    pub request_id: Option<RequestId>,
     /// What requests need.
     pub routes: Routes,
     /// What the upstream gets to know about the key.
@@ -53,6 +58,8 @@ pub struct Checked<'c> {
 struct Question<'r> {
     credential: Credential<'r>,
     requirements: Requirements,
+    /// What a repeated check is recognised by.
+    charge_id: Option<ChargeId>,
     ip: Option<std::net::IpAddr>,
     origin: Option<&'r str>,
 }
@@ -65,7 +72,12 @@ enum Plan<'r> {
 
 impl CheckRules {
     /// Checks the request that the subrequest `parts` is about.
-    pub async fn check(&self, client: &Client, parts: &Parts) -> Checked<'_> {
+    pub(crate) async fn check(
+        &self,
+        client: &Client,
+        charged: Option<&Arc<ChargedRequests>>,
+        parts: &Parts,
+    ) -> Checked<'_> {
         let (route, plan) = match self.plan(parts) {
             Ok(planned) => planned,
             Err(refusal) => (None, Plan::Done(Outcome::Refused(refusal))),
@@ -73,12 +85,39 @@ impl CheckRules {
         let (outcome, requirements) = match plan {
             Plan::Done(outcome) => (outcome, Requirements::default()),
             Plan::Ask(question) => {
-                let answer = client.verify(&self.request(&question)).await;
+                let answer = self.ask(client, charged, &question).await;
                 let is_open = route.is_some_and(|route| route.fail_open);
                 (conclude(answer, is_open), question.requirements)
             }
         };
         Checked { outcome, route, requirements }
+    }
+
+    /// Asks the daemon. A check that repeats one that was charged costs nothing.
+    async fn ask(
+        &self,
+        client: &Client,
+        charged: Option<&Arc<ChargedRequests>>,
+        question: &Question<'_>,
+    ) -> Result<Decision, Error> {
+        let turn = match (charged, question.charge_id) {
+            (Some(charged), Some(id)) => charged.turn(id).await,
+            _ => Turn::Unremembered,
+        };
+        match turn {
+            Turn::Unremembered => client.verify(&self.request(question, &question.requirements)).await,
+            Turn::Repeated => {
+                let free = question.requirements.without_costs();
+                client.verify(&self.request(question, &free)).await
+            }
+            Turn::First(first) => {
+                let answer = client.verify(&self.request(question, &question.requirements)).await;
+                if answer.as_ref().is_ok_and(Decision::is_allowed) {
+                    first.has_charged();
+                }
+                answer
+            }
+        }
     }
 
     fn plan<'r>(&self, parts: &'r Parts) -> Result<(Option<&Route>, Plan<'r>), Refusal> {
@@ -101,9 +140,15 @@ impl CheckRules {
         }
         let own_query = parts.uri.query().filter(|_| self.gateway.sets_query());
         let question = || -> Result<Question<'r>, Refusal> {
+            let requirements = self.hints.add_to(&route.requirements, &parts.headers, own_query)?;
+            let credential = self.credentials.find(&parts.headers, target.query)?;
+            let charge_id = self.request_id.as_ref().and_then(|request_id| {
+                request_id.of(&parts.headers, credential.key(), &route.name, &requirements)
+            });
             Ok(Question {
-                requirements: self.hints.add_to(&route.requirements, &parts.headers, own_query)?,
-                credential: self.credentials.find(&parts.headers, target.query)?,
+                requirements,
+                credential,
+                charge_id,
                 ip: self.client_address.as_ref().and_then(|source| source.find(&parts.headers)),
                 origin: origin::find(&parts.headers)?,
             })
@@ -112,8 +157,8 @@ impl CheckRules {
         Ok((Some(route), plan))
     }
 
-    fn request<'k>(&self, question: &'k Question<'_>) -> Request<'k> {
-        let mut request = question.requirements.apply(Request::new(question.credential.key()));
+    fn request<'k>(&self, question: &'k Question<'_>, requirements: &Requirements) -> Request<'k> {
+        let mut request = requirements.apply(Request::new(question.credential.key()));
         if let Some(ip) = question.ip {
             request = request.ip(ip);
         }
@@ -188,6 +233,7 @@ mod tests {
                 trusted_hops: 0,
             }),
             hints: Hints { place: HintPlace::Query, kinds: Vec::new() },
+            request_id: None,
             routes: Routes::new(routes),
             identity: IdentityHeaders::new(Vec::new()),
             rate_limits: RateLimitHeaders::default(),

@@ -6,7 +6,7 @@
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use keyward_client::{Client, Options};
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tracing::{info, warn};
 
+use crate::charge_once::ChargedRequests;
 use crate::config::{Config, GatewayListener, METRICS_NAME, MetricsListener};
 use crate::endpoint::{self, Endpoint, EndpointError, Socket};
 use crate::gateway_handler::GatewayHandler;
@@ -117,18 +118,19 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
     let (working, mut ended) = tokio::sync::mpsc::channel::<()>(1);
     let context = ThreadContext { stopping, registered, working };
     let limits = per_thread(server.limits, server.workers);
+    let charged: Vec<Option<Arc<ChargedRequests>>> = gateways.iter().map(charged_requests).collect();
     let mut threads = Vec::new();
     for number in 0..server.workers {
         // The endpoints of gateways come first.
         let sockets = copies(&endpoints[..gateways.len()])?;
         let options = Options::new(&server.keyward).deadline(server.deadline);
-        let (gateways, own_metrics) = (gateways.clone(), own_metrics.clone());
+        let (gateways, charged, own_metrics) = (gateways.clone(), charged.clone(), own_metrics.clone());
         let handlers = move || {
             let client = Client::with_options(options);
-            let handler = |GatewayListener { name, rules, .. }| {
-                GatewayHandler::new(name, rules, client.clone(), own_metrics.clone())
+            let handler = |(GatewayListener { name, rules, .. }, charged)| {
+                GatewayHandler::new(name, rules, client.clone(), charged, own_metrics.clone())
             };
-            gateways.into_iter().map(handler).collect()
+            gateways.into_iter().zip(charged).map(handler).collect()
         };
         threads.push(start_thread(format!("http-{number}"), limits, sockets, handlers, context.clone())?);
     }
@@ -169,6 +171,11 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
         thread.join().unwrap_or_else(|_| Err(os_error("serve")(io::Error::other("a thread panicked"))))
     });
     results.collect()
+}
+
+/// Where the threads of a gateway record what they have charged.
+fn charged_requests(gateway: &GatewayListener) -> Option<Arc<ChargedRequests>> {
+    gateway.rules.request_id.as_ref().map(|request_id| ChargedRequests::new(request_id.within))
 }
 
 /// What a thread needs to know about the process.

@@ -1,6 +1,7 @@
 //! Answers the subrequests of one gateway, on one thread.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use keyward_client::Client;
 use keyward_service::log_limit::LogLimit;
 use tracing::warn;
 
+use crate::charge_once::ChargedRequests;
 use crate::check::{CheckRules, Checked};
 use crate::metrics::{CompanionMetrics, GatewayMetrics};
 use crate::outcome::{Outcome, Refusal};
@@ -20,6 +22,7 @@ pub(crate) struct GatewayHandler {
     name: String,
     rules: CheckRules,
     client: Client,
+    charged: Option<Arc<ChargedRequests>>,
     metrics: GatewayMetrics,
     failed_open: LimitedLog,
     unavailable: LimitedLog,
@@ -34,12 +37,20 @@ struct LimitedLog {
 }
 
 impl GatewayHandler {
-    pub(crate) fn new(name: String, rules: CheckRules, client: Client, metrics: CompanionMetrics) -> Self {
+    /// `charged` are the charged requests of the gateway, which its handlers on all threads share.
+    pub(crate) fn new(
+        name: String,
+        rules: CheckRules,
+        client: Client,
+        charged: Option<Arc<ChargedRequests>>,
+        metrics: CompanionMetrics,
+    ) -> Self {
         let metrics = GatewayMetrics::new(&name, rules.routes.fail_open_names(), metrics);
         Self {
             name,
             rules,
             client,
+            charged,
             metrics,
             failed_open: LimitedLog::default(),
             unavailable: LimitedLog::default(),
@@ -95,7 +106,7 @@ impl Handler for GatewayHandler {
         let start = Instant::now();
         // Dropping the body leaves it unread.
         let (parts, _) = request.into_parts();
-        let checked = self.rules.check(&self.client, &parts).await;
+        let checked = self.rules.check(&self.client, self.charged.as_ref(), &parts).await;
         self.log(&checked);
         let reply = self.rules.reply(&checked, &parts.headers).map(Bytes::from);
         let route = checked.route.map(|route| route.name.as_str());

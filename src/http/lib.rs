@@ -10,7 +10,8 @@
 //! 2. [`target`] parses its path, and refuses what programs read in different ways.
 //! 3. [`route`] finds what the request needs. [`hint`] adds what the gateway's location needs.
 //! 4. [`credential`] finds the key, [`client_address`] the address of the client.
-//! 5. [`check`] asks the daemon. The result is an [`outcome`].
+//! 5. [`check`] asks the daemon, and [`charge_once`] keeps a repeated check from being charged again. The
+//!    result is an [`outcome`].
 //! 6. [`reply`] puts it in the terms of the gateway: the [`identity`] of the key, its limits
 //!    ([`rate_limit`]), or the [`problem`].
 //!
@@ -20,6 +21,7 @@
 //! What is missing, empty, repeated or ambiguous refuses the request.
 
 mod accept;
+pub mod charge_once;
 pub mod check;
 pub mod client_address;
 pub mod companion;

@@ -117,6 +117,7 @@ mod tests {
             credentials: CredentialPlaces::default(),
             client_address: None,
             hints: Hints { place: HintPlace::Query, kinds: Vec::new() },
+            request_id: None,
             routes: Routes::new(Vec::new()),
             identity: IdentityHeaders::new(Vec::new()),
             rate_limits: RateLimitHeaders::default(),

@@ -142,6 +142,11 @@ impl Route {
 }
 
 impl Requirements {
+    /// The same, at no cost.
+    pub(crate) fn without_costs(&self) -> Self {
+        Self { cost: Some(0), costs: Vec::new(), ..self.clone() }
+    }
+
     /// Adds what is needed to a request about a key.
     pub fn apply<'k>(&self, mut request: Request<'k>) -> Request<'k> {
         request = if self.any_scope.is_empty() {

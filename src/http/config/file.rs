@@ -25,6 +25,8 @@ const DEADLINE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::
 const DEFAULT_ADMIN_SOCKET: &str = "/run/keyward/admin.sock";
 /// A shorter timeout would make gateways reconnect after every pause.
 const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
+/// Longer than a check takes, and shorter than ids are likely to come again.
+const REPEATED_WITHIN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
 /// Zero closes connections at once.
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 /// More proxies than any request passes.
@@ -88,6 +90,16 @@ pub(super) struct GatewayTable {
     pub(super) client_address: Option<ClientAddress>,
     #[serde(default)]
     pub(super) hints: Option<HintsTable>,
+    #[serde(default)]
+    pub(super) request_id: Option<RequestIdTable>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table such as { header = \"x-request-id\" }")]
+pub(super) struct RequestIdTable {
+    pub(super) header: HeaderText,
+    #[serde(default = "repeated_within", deserialize_with = "request_id_within")]
+    pub(super) within: Duration,
 }
 
 #[derive(Debug, Deserialize)]
@@ -200,6 +212,14 @@ impl<'de> Deserialize<'de> for Cost {
 
 fn admin_socket() -> SocketPath {
     SocketPath::from_static(DEFAULT_ADMIN_SOCKET)
+}
+
+fn repeated_within() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn request_id_within<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    text::duration(deserializer, REPEATED_WITHIN)
 }
 
 fn cost<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {

@@ -10,10 +10,11 @@ use keyward_settings::{Group, SocketMode};
 
 use super::file::{
     ClientAddress, ConfigFile, Cost, Credentials, GatewayTable, HintsTable, Identity, MetricsTable,
-    RateLimits, RouteTable,
+    RateLimits, RequestIdTable, RouteTable,
 };
 use super::value::{HeaderText, HostText, ListenText, MethodText, NameText, PathText, PrefixText, WordText};
 use super::{Config, GatewayListener, ListenAddress, ListenSettings, METRICS_NAME, MetricsListener, Server};
+use crate::charge_once::RequestId;
 use crate::check::CheckRules;
 use crate::client_address::AddressSource;
 use crate::credential::CredentialPlaces;
@@ -111,6 +112,9 @@ fn gateways(
                 credentials: common.credentials.clone(),
                 client_address,
                 hints,
+                request_id: table.request_id.map(|RequestIdTable { header: HeaderText(header), within }| {
+                    RequestId { header, within }
+                }),
                 routes: common.routes.clone(),
                 identity: common.identity.clone(),
                 rate_limits: common.rate_limits,

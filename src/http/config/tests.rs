@@ -69,6 +69,7 @@ fn example_names_every_setting() {
         "path",
         "path_prefix",
         "query",
+        "request_id",
         "scopes",
         "socket_group",
     ];
