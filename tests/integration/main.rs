@@ -32,6 +32,7 @@ mod lifecycle;
 mod logging;
 mod memory;
 mod messages;
+mod metrics;
 mod modes;
 mod namespaces;
 mod operator_balances;
