@@ -109,7 +109,8 @@ pub struct Reloads {
 /// What is written about the use of keys.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct UsageMetrics {
-    /// Seconds since the oldest usage that is not written. 0: all is written.
+    /// Seconds since the oldest usage that is not written. 0: all is written, or there is no state
+    /// directory to write it to.
     pub lag_s: f64,
     /// Lines dropped, because they could not be written.
     pub dropped: u64,
