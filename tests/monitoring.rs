@@ -29,7 +29,8 @@ fn documented() -> (BTreeMap<String, Metric>, Vec<String>) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let ["", names, kind, labels, meaning, ""] = cells[..] else { continue };
         let names: Vec<String> = if names == "`process_*`" {
-            code_spans(meaning).map(|name| format!("process_{name}")).collect()
+            // The first is the name of the program.
+            code_spans(meaning).skip(1).map(|name| format!("process_{name}")).collect()
         } else {
             code_spans(names).collect()
         };

@@ -39,6 +39,7 @@ mod operator_balances;
 mod peers;
 mod policy;
 mod postgres;
+mod prometheus;
 mod refused_configuration;
 mod reload_under_load;
 mod replaced_snapshots;

@@ -2,8 +2,8 @@
 
 use rustix::process::Signal;
 
-use super::http_client::Response;
 use super::stack::Stack;
+use crate::support::http_client::Response;
 use crate::support::{Export, key_target, row, wait_until};
 
 /// A key that is looked for in logs, and in what the upstream receives.

@@ -7,7 +7,6 @@ mod caddy;
 mod cases;
 mod envoy;
 mod haproxy;
-mod http_client;
 mod nginx;
 mod page;
 mod stack;

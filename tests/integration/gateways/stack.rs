@@ -1,46 +1,18 @@
 //! The daemon, `keyward http`, a gateway and the upstream, each on sockets of its own.
 
-use std::fs::{self, File};
-use std::net::{TcpListener, TcpStream};
+use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::http_client::{Response, send};
 use super::upstream::Upstream;
-use crate::support::{Daemon, Export, TIMEOUT, keyward, wait_until};
-
-/// A process that is stopped when it is dropped.
-pub(super) struct Process(Child);
-
-impl Process {
-    /// Starts a program whose output goes to `log`.
-    pub(super) fn start(command: &mut Command, log: &Path) -> Self {
-        let log = File::create(log).expect("creates");
-        let error_log = log.try_clone().expect("a descriptor");
-        let child = command.stdin(Stdio::null()).stdout(log).stderr(error_log).spawn();
-        Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
-    }
-
-    /// Ends the process with `signal`, and waits.
-    pub(super) fn end(&mut self, signal: Signal) {
-        if self.0.try_wait().expect("its state").is_none() {
-            kill_process(Pid::from_child(&self.0), signal).expect("signals");
-            self.0.wait().expect("its end");
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.end(Signal::TERM);
-    }
-}
+use crate::support::http_client::{Response, send};
+use crate::support::{Daemon, Export, Process, TIMEOUT, free_port, keyward, wait_until};
 
 /// Everything that a request passes.
 pub(super) struct Stack {
@@ -111,10 +83,4 @@ fn start_companion(directory: &Path) -> Process {
 pub(super) fn program(name: &str) -> PathBuf {
     std::env::var_os("KEYWARD_GATEWAYS")
         .map_or_else(|| name.into(), |directory| Path::new(&directory).join(name))
-}
-
-/// A TCP port that is free at the moment.
-pub(super) fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
-    listener.local_addr().expect("an address").port()
 }

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use super::cases::{self, Traits};
 use super::page::{block, blocks};
-use super::stack::{Stack, free_port, program};
+use super::stack::{Stack, program};
+use crate::support::free_port;
 
 fn start() -> Stack {
     let address = format!("127.0.0.1:{}", free_port());

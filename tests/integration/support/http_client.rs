@@ -3,20 +3,20 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::support::TIMEOUT;
+use super::wait::TIMEOUT;
 
 /// A response.
 #[derive(Debug)]
-pub(super) struct Response {
-    pub(super) status: u16,
+pub(crate) struct Response {
+    pub(crate) status: u16,
     /// Names in lower case, and values.
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) body: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
 }
 
 impl Response {
     /// The value of a header that is there at most once.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut values =
             self.headers.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str());
         let value = values.next();
@@ -30,16 +30,34 @@ impl Response {
         let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
         let headers = lines.map(|line| line.split_once(':').expect("a header"));
         let headers = headers.map(|(name, value)| (name.to_lowercase(), value.trim().to_owned())).collect();
-        Self {
+        let mut response = Self {
             status: status.unwrap_or_else(|| panic!("no status: {text:?}")),
             headers,
             body: body.to_owned(),
+        };
+        if response.header("transfer-encoding") == Some("chunked") {
+            response.body = join_chunks(body);
         }
+        response
+    }
+}
+
+/// The text of a chunked body: each chunk follows its size in hexadecimal; the last one is empty.
+fn join_chunks(mut body: &str) -> String {
+    let mut text = String::new();
+    loop {
+        let (size, rest) = body.split_once("\r\n").expect("a chunk");
+        let size = usize::from_str_radix(size, 16).expect("a size");
+        if size == 0 {
+            return text;
+        }
+        text += &rest[..size];
+        body = rest[size..].strip_prefix("\r\n").expect("the end of a chunk");
     }
 }
 
 /// Sends a request to a TCP port of this host. `headers` precede `Host` and `Connection: close`.
-pub(super) fn send(port: u16, method: &str, target: &str, headers: &[&str]) -> Response {
+pub(crate) fn send(port: u16, method: &str, target: &str, headers: &[&str]) -> Response {
     let stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
     stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
     converse(stream, method, target, headers)
