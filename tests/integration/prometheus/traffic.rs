@@ -9,6 +9,7 @@ use crate::support::{Daemon, Export, Setup, key_target, row};
 /// Serves keys of every status, and a plan with limits of every kind.
 pub(super) fn daemon() -> Daemon {
     let export = Export::new([
+        row("free"),
         row("key").plan("plan"),
         row("once").limits("requests=1/d"),
         row("going"),
