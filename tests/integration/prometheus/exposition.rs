@@ -43,6 +43,6 @@ fn exposition_passes_promtool_with_and_without_the_daemon() {
     stack.daemon.signal(Signal::TERM);
     stack.daemon.wait_for_exit();
     let without_daemon = assert_passes_promtool(&stack, &file);
-    assert!(without_daemon.contains("keyward_up 0\n"), "{without_daemon}");
+    assert!(without_daemon.contains("\nkeyward_up 0.0\n"), "{without_daemon}");
     assert!(!without_daemon.contains("keyward_ready"), "{without_daemon}");
 }
