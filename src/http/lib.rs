@@ -43,6 +43,7 @@ pub mod outcome;
 pub mod problem;
 pub mod rate_limit;
 pub mod reply;
+mod reserved_header;
 pub mod route;
 pub mod server;
 pub mod target;

@@ -22,6 +22,7 @@ use crate::gateway::Gateway;
 use crate::hint::{HintPlace, Hints};
 use crate::identity::{IdentityHeaders, MetadataHeader};
 use crate::rate_limit::RateLimitHeaders;
+use crate::reserved_header;
 use crate::route::{Access, Requirements, Route, Routes};
 use crate::server::ServerLimits;
 
@@ -163,10 +164,9 @@ fn credentials(file: &Path, settings: Credentials) -> Result<CredentialPlaces, F
 }
 
 fn identity(file: &Path, Identity { metadata }: Identity) -> Result<IdentityHeaders, FileError> {
-    let own = IdentityHeaders::new(Vec::new());
     for HeaderText(header) in metadata.keys() {
-        if own.names().any(|name| name == header) {
-            let problem = "this header states a field of the key: choose another";
+        if let Some(reason) = reserved_header::reason(header) {
+            let problem = format!("this header {reason}: choose another, such as \"X-Tenant\"");
             return Err(FileError::setting(file, format!("identity.metadata.{header}"), problem));
         }
     }

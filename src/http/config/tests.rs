@@ -195,7 +195,15 @@ fn invalid_setting_is_refused_with_its_place() {
         ),
         (
             "[identity]\nmetadata = { X-Keyward-Owner = 'o' }",
-            ": identity.metadata.x-keyward-owner: this header states a field of the key: choose another",
+            ": identity.metadata.x-keyward-owner: this header has a meaning of its own in the reply of keyward: choose another, such as \"X-Tenant\"",
+        ),
+        (
+            "[identity]\nmetadata = { Content-Length = 'size' }",
+            ": identity.metadata.content-length: this header belongs to the connection between two programs: choose another, such as \"X-Tenant\"",
+        ),
+        (
+            "[identity]\nmetadata = { X-Tenant = 't', Authorization = 'a' }",
+            ": identity.metadata.authorization: this header holds the credentials of a request: choose another, such as \"X-Tenant\"",
         ),
         (
             "[[routes]]\npath = '/a/../b'",
