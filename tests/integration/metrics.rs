@@ -198,7 +198,7 @@ fn unwritten_usage_and_files_have_an_age() {
 #[test]
 fn process_is_that_of_the_daemon() {
     let daemon = Setup::new(Export::of(["a"])).config("[server]\nworkers = 2").start();
-    let before = metrics(&daemon).process;
+    let before = metrics(&daemon).process.expect("/proc is mounted");
     let clients: Vec<_> = (0..50)
         .map(|_| {
             let mut client = daemon.connect();
@@ -207,7 +207,7 @@ fn process_is_that_of_the_daemon() {
             client
         })
         .collect();
-    let after = metrics(&daemon).process;
+    let after = metrics(&daemon).process.expect("/proc is mounted");
     assert!((45..=55).contains(&(after.open_fds - before.open_fds)), "{before:?} {after:?}");
     assert!(after.max_fds > after.open_fds && after.threads > 5 && after.cpu_s >= before.cpu_s);
     assert!(after.resident_bytes > 1 << 20 && after.virtual_bytes >= after.resident_bytes, "{after:?}");
