@@ -205,12 +205,14 @@ fn settings(file: &str) -> BTreeSet<String> {
 fn settings_that_pages_name_exist() {
     const OF_DAEMON: [&str; 9] =
         ["server", "uid_quotas", "source", "keys", "state", "revocation", "usage", "audit", "log"];
-    const OF_HTTP: [&str; 5] = ["server", "credentials", "identity", "rate_limits", "log"];
+    const OF_HTTP: [&str; 6] = ["server", "credentials", "identity", "rate_limits", "settlement", "log"];
     const FILES: [&str; 3] = [".csv", ".jsonl", ".rs"];
     let [of_daemon, of_http] = ["systemd/keyward.toml", "systemd/http.toml"].map(settings);
     assert!(of_daemon.contains("source.max_shrink") && of_http.contains("server.deadline"));
     for (page, text) in pages() {
-        let is_of_http = page.ends_with("systemd/HTTP.md") || page.starts_with("systemd/gateways");
+        let is_of_http = ["systemd/HTTP.md", "systemd/SETTLEMENT.md", "systemd/gateways"]
+            .iter()
+            .any(|of_http| page.starts_with(of_http));
         let (settings, sections) =
             if is_of_http { (&of_http, &OF_HTTP[..]) } else { (&of_daemon, &OF_DAEMON[..]) };
         for span in code_spans(&text) {

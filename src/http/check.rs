@@ -174,7 +174,7 @@ impl CheckRules {
 
 /// What an answer means, or that there is none. Only a daemon that cannot be asked lets a request
 /// through on a route that fails open: a request that no daemon would accept does not.
-fn conclude(answer: Result<Decision, Error>, fails_open: bool) -> Outcome {
+pub(crate) fn conclude(answer: Result<Decision, Error>, fails_open: bool) -> Outcome {
     let unavailable = match answer {
         Ok(decision) if decision.is_allowed() => return Outcome::Allowed(decision),
         Ok(decision) if matches!(decision.verdict(), Verdict::NotReady | Verdict::StaleSnapshot) => {

@@ -21,12 +21,15 @@ use tokio::task::{JoinSet, LocalSet};
 use tracing::{info, warn};
 
 use crate::charge_once::ChargedRequests;
-use crate::config::{Config, GatewayListener, METRICS_NAME, MetricsListener};
-use crate::endpoint::{self, Endpoint, EndpointError, Socket};
+use crate::config::{
+    Config, GatewayListener, METRICS_NAME, MetricsListener, SETTLEMENT_NAME, SettlementListener,
+};
+use crate::endpoint::{self, Endpoint, EndpointError, Socket, Wanted};
 use crate::gateway_handler::GatewayHandler;
 use crate::metrics::CompanionMetrics;
 use crate::monitor::Monitor;
 use crate::server::{Handler, MIN_HEADER_BYTES, ServerLimits, serve};
+use crate::settlement::SettlementHandler;
 
 /// Descriptors that are not connections: listening sockets of each thread, the daemon, epoll, the log, and
 /// a margin.
@@ -102,12 +105,16 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
     // A core dump would write the keys that are being checked to disk.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| os_error("forbid core dumps")(error.into()))?;
-    let Config { server, gateways, metrics, .. } = config;
-    warn_of_descriptors(gateways.len() * server.limits.max_connections);
-    let gateway_settings = gateways.iter().map(|gateway| (gateway.name.as_str(), &gateway.listen));
-    let metrics_settings = metrics.iter().map(|metrics| (METRICS_NAME, &metrics.listen));
-    let settings: Vec<_> = gateway_settings.chain(metrics_settings).collect();
-    let endpoints = endpoint::open(&settings, passed)?;
+    let Config { server, gateways, settlement, metrics, .. } = config;
+    let with_clients = gateways.len() + usize::from(settlement.is_some());
+    warn_of_descriptors(with_clients * server.limits.max_connections);
+    let wanted = |name, settings, unix_only| Wanted { name, settings, unix_only };
+    let of_gateways = gateways.iter().map(|gateway| wanted(gateway.name.as_str(), &gateway.listen, false));
+    let of_settlement = settlement.iter().map(|settlement| wanted(SETTLEMENT_NAME, &settlement.listen, true));
+    let of_metrics = metrics.iter().map(|metrics| wanted(METRICS_NAME, &metrics.listen, false));
+    let wanted: Vec<_> = of_gateways.chain(of_settlement).chain(of_metrics).collect();
+    // In the same order.
+    let endpoints = endpoint::open(&wanted, passed)?;
     let own_metrics = CompanionMetrics::default();
     for gateway in &gateways {
         own_metrics.set_connections_max(&gateway.name, server.limits.max_connections);
@@ -121,7 +128,6 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
     let charged: Vec<Option<Arc<ChargedRequests>>> = gateways.iter().map(charged_requests).collect();
     let mut threads = Vec::new();
     for number in 0..server.workers {
-        // The endpoints of gateways come first.
         let sockets = copies(&endpoints[..gateways.len()])?;
         let options = Options::new(&server.keyward).deadline(server.deadline);
         let (gateways, charged, own_metrics) = (gateways.clone(), charged.clone(), own_metrics.clone());
@@ -134,8 +140,20 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
         };
         threads.push(start_thread(format!("http-{number}"), limits, sockets, handlers, context.clone())?);
     }
+    if let Some(SettlementListener { rules, .. }) = settlement.clone() {
+        let sockets = copies(&endpoints[gateways.len()..][..1])?;
+        let options = Options::new(&server.keyward).deadline(rules.deadline);
+        let handlers = move || vec![SettlementHandler::new(rules, Client::with_options(options))];
+        threads.push(start_thread(
+            "settlement".to_owned(),
+            server.limits,
+            sockets,
+            handlers,
+            context.clone(),
+        )?);
+    }
     if let Some(MetricsListener { admin, .. }) = metrics.clone() {
-        let sockets = copies(&endpoints[gateways.len()..])?;
+        let sockets = copies(&endpoints[with_clients..])?;
         let limits = ServerLimits {
             max_connections: METRICS_CONNECTIONS,
             max_header_bytes: MIN_HEADER_BYTES,
@@ -148,6 +166,9 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
     let is_serving = threads.iter().all(|_| all_registered.recv().is_ok());
     for gateway in &gateways {
         info!(gateway = gateway.name, kind = ?gateway.rules.gateway, listen = %gateway.listen.address, "listening");
+    }
+    if let Some(SettlementListener { listen, rules }) = &settlement {
+        info!(listen = %listen.address, uids = ?rules.uids, "listening for settlements");
     }
     if let Some(metrics) = &metrics {
         info!(listen = %metrics.listen.address, "listening for requests for metrics");

@@ -27,7 +27,7 @@ pub enum EndpointError {
     /// systemd passed a socket that is not needed.
     #[error(
         "systemd passed {name:?} ({kind}), and {problem}. FileDescriptorName= of a socket unit has to be the name of a gateway \
-         in the configuration or \"metrics\", with ListenStream="
+         in the configuration, \"settlement\" or \"metrics\", with ListenStream="
     )]
     Passed {
         /// Its name.
@@ -45,6 +45,15 @@ pub(crate) enum Socket {
     Tcp(TcpListener),
 }
 
+/// A listening socket that is needed.
+pub(crate) struct Wanted<'s> {
+    /// Its name, which systemd gives to it as well.
+    pub(crate) name: &'s str,
+    pub(crate) settings: &'s ListenSettings,
+    /// Whether it has to be a Unix socket, which states the user of each process that connects.
+    pub(crate) unix_only: bool,
+}
+
 /// A listening socket, and the file that is removed with it.
 pub(crate) struct Endpoint {
     pub(crate) socket: Socket,
@@ -52,12 +61,8 @@ pub(crate) struct Endpoint {
     pub(crate) file: Option<BoundSocket>,
 }
 
-/// Takes the sockets from systemd, and opens the others. The result has the order of `settings`, which
-/// are listeners with their names.
-pub(crate) fn open(
-    settings: &[(&str, &ListenSettings)],
-    passed: Vec<PassedSocket>,
-) -> Result<Vec<Endpoint>, EndpointError> {
+/// Takes the sockets from systemd, and opens the others. The result has the order of `wanted`.
+pub(crate) fn open(wanted: &[Wanted<'_>], passed: Vec<PassedSocket>) -> Result<Vec<Endpoint>, EndpointError> {
     let mut sockets: Vec<(String, Socket)> = Vec::new();
     for PassedSocket { name, kind } in passed {
         let refused = |kind: &PassedKind, problem| EndpointError::Passed {
@@ -65,14 +70,20 @@ pub(crate) fn open(
             kind: kind.to_string(),
             problem,
         };
-        if !settings.iter().any(|(wanted, _)| *wanted == name) {
+        let Some(Wanted { unix_only, .. }) = wanted.iter().find(|wanted| wanted.name == name) else {
             return Err(refused(&kind, "no listener has this name"));
-        }
+        };
         if sockets.iter().any(|(taken, _)| *taken == name) {
             return Err(refused(&kind, "there is another of this name"));
         }
         let socket = match kind {
             PassedKind::Unix(listener) => Socket::Unix(listener),
+            kind @ PassedKind::Tcp(_) if *unix_only => {
+                return Err(refused(
+                    &kind,
+                    "it does not state which user has connected: it has to be a Unix socket",
+                ));
+            }
             PassedKind::Tcp(listener) => match listener.local_addr() {
                 Ok(address) if address.ip().is_loopback() => Socket::Tcp(listener),
                 _ => return Err(refused(&PassedKind::Tcp(listener), "it is not on the loopback interface")),
@@ -81,14 +92,15 @@ pub(crate) fn open(
         };
         sockets.push((name, socket));
     }
-    let endpoints =
-        settings.iter().map(|(name, settings)| match sockets.iter().position(|(passed, _)| passed == name) {
+    let endpoints = wanted.iter().map(|Wanted { name, settings, .. }| {
+        match sockets.iter().position(|(passed, _)| passed == name) {
             Some(index) => {
                 let (_, socket) = sockets.swap_remove(index);
                 Ok(Endpoint { socket, file: None })
             }
             None => bind(settings),
-        });
+        }
+    });
     endpoints.collect()
 }
 

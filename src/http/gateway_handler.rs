@@ -1,6 +1,5 @@
 //! Answers the subrequests of one gateway, on one thread.
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,14 +7,14 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use keyward_client::Client;
-use keyward_service::log_limit::LogLimit;
 use tracing::warn;
 
 use crate::charge_once::ChargedRequests;
 use crate::check::{CheckRules, Checked};
+use crate::limited_log::LimitedLog;
 use crate::metrics::{CompanionMetrics, GatewayMetrics};
 use crate::outcome::{Outcome, Refusal};
-use crate::server::Handler;
+use crate::server::{Handler, Peer};
 
 /// Checks requests, and logs what an operator has to know about.
 pub(crate) struct GatewayHandler {
@@ -27,13 +26,6 @@ pub(crate) struct GatewayHandler {
     failed_open: LimitedLog,
     unavailable: LimitedLog,
     misconfigured: LimitedLog,
-}
-
-/// A line that is logged at most once a second, with the number of requests that it stands for.
-#[derive(Default)]
-struct LimitedLog {
-    limit: LogLimit,
-    count: Cell<u64>,
 }
 
 impl GatewayHandler {
@@ -86,23 +78,8 @@ impl GatewayHandler {
     }
 }
 
-impl LimitedLog {
-    fn log(&self, line: impl FnOnce(u64)) {
-        self.count.set(self.count.get() + 1);
-        if self.limit.may_log() {
-            line(self.count.take());
-        }
-    }
-
-    fn flush(&self, line: impl FnOnce(u64)) {
-        if self.count.get() > 0 {
-            line(self.count.take());
-        }
-    }
-}
-
 impl Handler for GatewayHandler {
-    async fn handle(&self, request: Request<Incoming>) -> Response<Bytes> {
+    async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Bytes> {
         let start = Instant::now();
         // Dropping the body leaves it unread.
         let (parts, _) = request.into_parts();
@@ -134,26 +111,5 @@ impl Handler for GatewayHandler {
         self.misconfigured.flush(|requests| {
             warn!(gateway, requests, "refused: more requests, because of the configuration");
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_request_is_counted_in_one_line() {
-        let log = LimitedLog::default();
-        let lines = Cell::new((0, 0));
-        let line = |requests| {
-            let (count, total) = lines.get();
-            lines.set((count + 1, total + requests));
-        };
-        (0..1000).for_each(|_| log.log(line));
-        log.flush(line);
-        log.flush(line);
-        let (count, total) = lines.get();
-        assert_eq!(total, 1000);
-        assert!((2..100).contains(&count), "{count} lines");
     }
 }

@@ -19,6 +19,8 @@
 //! that are [`endpoint`]s.
 //!
 //! What is missing, empty, repeated or ambiguous refuses the request.
+//!
+//! [`settlement`] takes debits and refunds, on a socket of its own.
 
 mod accept;
 pub mod charge_once;
@@ -35,6 +37,7 @@ pub mod header;
 pub mod hint;
 pub mod host;
 pub mod identity;
+mod limited_log;
 mod metrics;
 mod monitor;
 pub mod origin;
@@ -46,4 +49,5 @@ pub mod reply;
 mod reserved_header;
 pub mod route;
 pub mod server;
+pub mod settlement;
 pub mod target;

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::metrics::{CompanionMetrics, DaemonMetrics, Format, encode};
-use crate::server::Handler;
+use crate::server::{Handler, Peer};
 
 /// How long the daemon may take to report its metrics. Prometheus waits ten seconds by default.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -102,7 +102,7 @@ fn describe(error: CommandError) -> String {
 }
 
 impl Handler for Monitor {
-    async fn handle(&self, request: Request<Incoming>) -> Response<Bytes> {
+    async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Bytes> {
         let path = request.uri().path();
         if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
             return plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n");

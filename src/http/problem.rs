@@ -63,7 +63,7 @@ pub enum BodyType {
 
 /// The members of a problem body. `code` and `retry_after` are extensions.
 #[derive(Serialize)]
-struct Members<'p> {
+pub(crate) struct Members<'p> {
     r#type: &'static str,
     title: &'static str,
     status: u16,
@@ -90,7 +90,7 @@ impl Problem {
         }
     }
 
-    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         Self { status, challenge: None, retry_after: None, code, detail: detail.into() }
     }
 
@@ -98,22 +98,30 @@ impl Problem {
         Self { challenge: Some(challenge), ..self }
     }
 
+    fn title(&self) -> &'static str {
+        self.status.canonical_reason().unwrap_or("Refused")
+    }
+
+    /// The members of the body.
+    pub(crate) fn members(&self) -> Members<'_> {
+        let Self { status, retry_after, code, ref detail, .. } = *self;
+        Members {
+            r#type: "about:blank",
+            title: self.title(),
+            status: status.as_u16(),
+            detail,
+            code,
+            retry_after,
+        }
+    }
+
     /// The body, in the type that the client asks for.
     pub fn body(&self, body_type: BodyType) -> String {
-        let title = self.status.canonical_reason().unwrap_or("Refused");
+        let title = self.title();
         match body_type {
             BodyType::Json => {
-                let Self { status, retry_after, code, ref detail, .. } = *self;
-                let members = Members {
-                    r#type: "about:blank",
-                    title,
-                    status: status.as_u16(),
-                    detail,
-                    code,
-                    retry_after,
-                };
                 // Texts and numbers can be serialized.
-                serde_json::to_string(&members).unwrap_or_default()
+                serde_json::to_string(&self.members()).unwrap_or_default()
             }
             BodyType::Html => {
                 let (status, detail) = (self.status.as_u16(), escaped(&self.detail));
@@ -167,13 +175,15 @@ fn denied(decision: &Decision, code: &'static str) -> Problem {
     }
 }
 
+/// The message of an error, as a sentence.
+pub(crate) fn sentence(message: &str) -> String {
+    let mut characters = message.chars();
+    let first = characters.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(characters).chain(['.']).collect()
+}
+
 fn refused(refusal: &Refusal, code: &'static str) -> Problem {
-    let sentence = || {
-        let text = refusal.to_string();
-        let mut characters = text.chars();
-        let first = characters.next().map(|first| first.to_ascii_uppercase());
-        first.into_iter().chain(characters).chain(['.']).collect::<String>()
-    };
+    let sentence = || sentence(&refusal.to_string());
     match refusal {
         Refusal::Credential(CredentialError::Missing) => {
             Problem::new(StatusCode::UNAUTHORIZED, code, sentence()).challenge(Challenge::NoKey)

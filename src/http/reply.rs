@@ -6,6 +6,7 @@ use http::header::{
 };
 
 use crate::check::{CheckRules, Checked};
+use crate::credential::CredentialPlaces;
 use crate::identity;
 use crate::problem::{BodyType, Challenge, Problem};
 
@@ -16,7 +17,7 @@ const STATUS: HeaderName = HeaderName::from_static("x-keyward-status");
 const PROBLEM: HeaderName = HeaderName::from_static("x-keyward-problem");
 
 /// The name of the outcome, for the log of the gateway.
-const VERDICT: HeaderName = HeaderName::from_static("x-keyward-verdict");
+pub(crate) const VERDICT: HeaderName = HeaderName::from_static("x-keyward-verdict");
 
 impl CheckRules {
     /// The reply to the subrequest with these headers.
@@ -53,8 +54,11 @@ impl CheckRules {
         *reply.status_mut() = self.gateway.status(problem.status);
         let headers = reply.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(body_type.content_type()));
-        if let Some(challenge) = problem.challenge {
-            headers.extend(self.challenge(challenge, checked).map(|value| (WWW_AUTHENTICATE, value)));
+        if let Some(error) = problem.challenge {
+            let needed = &checked.requirements;
+            let scopes = if needed.any_scope.is_empty() { &needed.scopes } else { &needed.any_scope };
+            let value = challenge(&self.credentials, error, scopes);
+            headers.extend(value.map(|value| (WWW_AUTHENTICATE, value)));
         }
         if let Some(seconds) = problem.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -67,24 +71,26 @@ impl CheckRules {
         *reply.body_mut() = problem.body(body_type);
         reply
     }
+}
 
-    /// The value of WWW-Authenticate (RFC 6750, section 3).
-    fn challenge(&self, challenge: Challenge, checked: &Checked<'_>) -> Option<HeaderValue> {
-        let scheme = self.credentials.scheme();
-        let mut parameters = Vec::new();
-        if scheme == "Basic" {
-            parameters.push(r#"realm="API key""#.to_owned());
-        }
-        if let Some(error) = challenge.error() {
-            parameters.push(format!(r#"error="{error}""#));
-        }
-        if challenge == Challenge::InsufficientScope {
-            let needed = &checked.requirements;
-            let scopes = if needed.any_scope.is_empty() { &needed.scopes } else { &needed.any_scope };
-            parameters.push(format!(r#"scope="{}""#, quoted(&scopes.join(" "))));
-        }
-        HeaderValue::try_from(format!("{scheme} {}", parameters.join(", ")).trim_end()).ok()
+/// The value of WWW-Authenticate (RFC 6750, section 3). `scopes` are those that the request needs.
+pub(crate) fn challenge(
+    places: &CredentialPlaces,
+    challenge: Challenge,
+    scopes: &[String],
+) -> Option<HeaderValue> {
+    let scheme = places.scheme();
+    let mut parameters = Vec::new();
+    if scheme == "Basic" {
+        parameters.push(r#"realm="API key""#.to_owned());
     }
+    if let Some(error) = challenge.error() {
+        parameters.push(format!(r#"error="{error}""#));
+    }
+    if challenge == Challenge::InsufficientScope {
+        parameters.push(format!(r#"scope="{}""#, quoted(&scopes.join(" "))));
+    }
+    HeaderValue::try_from(format!("{scheme} {}", parameters.join(", ")).trim_end()).ok()
 }
 
 /// The names of scopes within a quoted string. RFC 6750 allows no quotes, backslashes and other
@@ -102,7 +108,7 @@ mod tests {
     use keyward_protocol::{Answer, LimitState};
 
     use super::*;
-    use crate::credential::{CredentialError, CredentialPlaces};
+    use crate::credential::CredentialError;
     use crate::gateway::Gateway;
     use crate::hint::{HintPlace, Hints};
     use crate::identity::IdentityHeaders;

@@ -1,7 +1,7 @@
 //! Serving HTTP/1.1 on one listener, with bounds on connections, headers and time.
 //!
-//! Bodies are not read: no check needs one. hyper closes a connection whose request has more of a
-//! body than it has received already.
+//! Bodies are left to the handler. hyper closes a connection whose request has more of a body than was
+//! read or received already.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -56,10 +56,21 @@ pub struct ServerLimits {
     pub drain_timeout: Duration,
 }
 
+/// The process that has connected to a Unix socket, as the kernel states it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its number, if it is in a namespace of this process.
+    pub pid: Option<i32>,
+}
+
 /// What answers requests.
 pub trait Handler: 'static {
-    /// The reply to a request. Its body is not to be read.
-    fn handle(&self, request: Request<Incoming>) -> impl Future<Output = Response<Bytes>>;
+    /// The reply to a request. `peer` is `None` if it came through TCP. A body is read within bounds, or
+    /// not at all.
+    fn handle(&self, peer: Option<Peer>, request: Request<Incoming>)
+    -> impl Future<Output = Response<Bytes>>;
 
     /// Called when a connection was accepted.
     fn connection_opened(&self) {}
@@ -139,8 +150,12 @@ impl Accepted {
     async fn serve(self, limits: ServerLimits, handler: Rc<impl Handler>, stop: watch::Receiver<bool>) {
         let _open = OpenConnection::new(Rc::clone(&handler));
         match self {
-            Self::Unix(stream) => converse(stream, limits, handler, stop).await,
-            Self::Tcp(stream) => converse(stream, limits, handler, stop).await,
+            Self::Unix(stream) => {
+                let credentials = stream.peer_cred().ok();
+                let peer = credentials.map(|peer| Peer { uid: peer.uid(), pid: peer.pid() });
+                converse(stream, peer, limits, handler, stop).await;
+            }
+            Self::Tcp(stream) => converse(stream, None, limits, handler, stop).await,
         }
     }
 }
@@ -164,13 +179,14 @@ impl<H: Handler> Drop for OpenConnection<H> {
 /// Serves one connection until it ends.
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    peer: Option<Peer>,
     limits: ServerLimits,
     handler: Rc<impl Handler>,
     stop: watch::Receiver<bool>,
 ) {
     let service = service_fn(|request| {
         let handler = Rc::clone(&handler);
-        async move { Ok::<_, Infallible>(handler.handle(request).await.map(Full::new)) }
+        async move { Ok::<_, Infallible>(handler.handle(peer, request).await.map(Full::new)) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -221,7 +237,7 @@ mod tests {
     }
 
     impl Handler for Echo {
-        async fn handle(&self, request: Request<Incoming>) -> Response<Bytes> {
+        async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Bytes> {
             self.requests.set(self.requests.get() + 1);
             if request.uri().path() == "/slow" {
                 self.may_end.notified().await;

@@ -48,6 +48,7 @@ mod revocation;
 mod revocation_sequences;
 mod secrets;
 mod sequences;
+mod settlement;
 mod shutdown;
 mod signals;
 mod sockets;

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use keyward_protocol::DEFAULT_SOCKET;
 use keyward_settings::text::{self, MAX_DURATION};
-use keyward_settings::{ByteSize, Group, Log, SocketMode, SocketPath};
+use keyward_settings::{ByteSize, Group, Id, Log, SocketMode, SocketPath};
 use serde::Deserialize;
 use serde::de::Deserializer;
 
-use super::value::{HeaderText, HostText, ListenText, MethodText, NameText, PathText, PrefixText, WordText};
+use super::value::{
+    HeaderText, HostText, ListenText, MethodText, NameText, PathText, PrefixText, SocketText, WordText,
+};
 use super::{MAX_CONNECTIONS, MAX_WORKERS};
 use crate::credential::{BasicPart, CredentialPlaces};
 use crate::gateway::Gateway;
@@ -51,6 +53,8 @@ pub(super) struct ConfigFile {
     pub(super) identity: Identity,
     #[serde(default)]
     pub(super) rate_limits: RateLimits,
+    #[serde(default)]
+    pub(super) settlement: Option<SettlementTable>,
     #[serde(default)]
     pub(super) routes: Vec<RouteTable>,
     #[serde(default)]
@@ -153,6 +157,19 @@ pub(super) struct RateLimits {
     pub(super) legacy: bool,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table, [settlement]")]
+pub(super) struct SettlementTable {
+    pub(super) listen: SocketText,
+    #[serde(default)]
+    pub(super) socket_mode: Option<SocketMode>,
+    #[serde(default)]
+    pub(super) socket_group: Option<Group>,
+    pub(super) uids: Vec<Id>,
+    #[serde(default = "settlement_deadline", deserialize_with = "deadline")]
+    pub(super) deadline: Duration,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table, [[routes]]")]
 pub(super) struct RouteTable {
@@ -220,6 +237,11 @@ fn repeated_within() -> Duration {
 
 fn request_id_within<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     text::duration(deserializer, REPEATED_WITHIN)
+}
+
+/// The default: it outlasts most restarts of the daemon.
+fn settlement_deadline() -> Duration {
+    Duration::from_secs(2)
 }
 
 fn cost<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {

@@ -14,6 +14,7 @@ use keyward_settings::{Group, Log, SocketMode, SocketPath};
 
 use crate::check::CheckRules;
 use crate::server::ServerLimits;
+use crate::settlement::SettlementRules;
 
 mod file;
 mod resolve;
@@ -40,6 +41,8 @@ pub struct Config {
     pub gateways: Vec<GatewayListener>,
     /// `[metrics]`. `None`: none are served.
     pub metrics: Option<MetricsListener>,
+    /// `[settlement]`. `None`: there is none.
+    pub settlement: Option<SettlementListener>,
     /// `[log]`
     pub log: Log,
 }
@@ -77,8 +80,20 @@ pub struct MetricsListener {
     pub admin: SocketPath,
 }
 
+/// A listener for settlements.
+#[derive(Clone, Debug)]
+pub struct SettlementListener {
+    /// Where it listens: a Unix socket.
+    pub listen: ListenSettings,
+    /// Which requests are carried out.
+    pub rules: SettlementRules,
+}
+
 /// Systemd's name for the socket of [`MetricsListener`]. No gateway has it.
 pub const METRICS_NAME: &str = "metrics";
+
+/// Systemd's name for the socket of [`SettlementListener`]. No gateway has it.
+pub const SETTLEMENT_NAME: &str = "settlement";
 
 /// Where a listener listens, unless systemd has opened the socket.
 #[derive(Clone, Debug)]

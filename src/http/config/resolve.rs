@@ -6,14 +6,19 @@ use std::path::Path;
 
 use keyward_protocol::{MAX_COSTS, MAX_NAME, MAX_SCOPES};
 use keyward_settings::file::FileError;
-use keyward_settings::{Group, SocketMode};
+use keyward_settings::{Group, Id, SocketMode};
 
 use super::file::{
     ClientAddress, ConfigFile, Cost, Credentials, GatewayTable, HintsTable, Identity, MetricsTable,
-    RateLimits, RequestIdTable, RouteTable,
+    RateLimits, RequestIdTable, RouteTable, SettlementTable,
 };
-use super::value::{HeaderText, HostText, ListenText, MethodText, NameText, PathText, PrefixText, WordText};
-use super::{Config, GatewayListener, ListenAddress, ListenSettings, METRICS_NAME, MetricsListener, Server};
+use super::value::{
+    HeaderText, HostText, ListenText, MethodText, NameText, PathText, PrefixText, SocketText, WordText,
+};
+use super::{
+    Config, GatewayListener, ListenAddress, ListenSettings, METRICS_NAME, MetricsListener, SETTLEMENT_NAME,
+    Server, SettlementListener,
+};
 use crate::charge_once::RequestId;
 use crate::check::CheckRules;
 use crate::client_address::AddressSource;
@@ -25,6 +30,7 @@ use crate::rate_limit::RateLimitHeaders;
 use crate::reserved_header;
 use crate::route::{Access, Requirements, Route, Routes};
 use crate::server::ServerLimits;
+use crate::settlement::SettlementRules;
 
 /// What all gateways have in common.
 struct CommonRules {
@@ -42,6 +48,9 @@ pub(super) fn resolve(file: &Path, settings: ConfigFile) -> Result<Config, FileE
         rate_limits: rate_limits(settings.rate_limits),
     };
     let server = settings.server;
+    let gateways = gateways(file, settings.gateways, &common)?;
+    let settlement =
+        settings.settlement.map(|table| settlement(file, table, &common, &gateways)).transpose()?;
     Ok(Config {
         server: Server {
             keyward: server.keyward,
@@ -55,8 +64,9 @@ pub(super) fn resolve(file: &Path, settings: ConfigFile) -> Result<Config, FileE
                 drain_timeout: server.drain_timeout,
             },
         },
-        metrics: metrics(file, settings.metrics, &settings.gateways)?,
-        gateways: gateways(file, settings.gateways, &common)?,
+        metrics: metrics(file, settings.metrics, &gateways, settlement.as_ref())?,
+        gateways,
+        settlement,
         log: settings.log,
     })
 }
@@ -78,8 +88,11 @@ fn gateways(
         };
         let NameText(name) = table.name;
         let ListenText(listen) = table.listen;
-        if name == METRICS_NAME {
-            return Err(error("name", "is systemd's name for the socket of [metrics]: choose another"));
+        if [METRICS_NAME, SETTLEMENT_NAME].contains(&name.as_str()) {
+            return Err(error(
+                "name",
+                "is systemd's name for a socket that is not a gateway's: choose another",
+            ));
         }
         if !names.insert(name.clone()) {
             return Err(error("name", "another gateway has this name: choose another"));
@@ -128,13 +141,16 @@ fn gateways(
 fn metrics(
     file: &Path,
     table: Option<MetricsTable>,
-    gateways: &[GatewayTable],
+    gateways: &[GatewayListener],
+    settlement: Option<&SettlementListener>,
 ) -> Result<Option<MetricsListener>, FileError> {
     let Some(MetricsTable { listen: ListenText(listen), socket_mode, socket_group, admin }) = table else {
         return Ok(None);
     };
-    if gateways.iter().any(|gateway| gateway.listen.0 == listen) {
-        let problem = "a gateway listens there: metrics need a listener of their own";
+    let others = gateways.iter().map(|gateway| &gateway.listen);
+    let mut others = others.chain(settlement.map(|settlement| &settlement.listen));
+    if others.any(|other| other.address == listen) {
+        let problem = "another listener has this address: metrics need one of their own";
         return Err(FileError::setting(file, "metrics.listen", problem));
     }
     Ok(Some(MetricsListener { listen: listen_settings(listen, socket_mode, socket_group), admin }))
@@ -146,6 +162,29 @@ fn listen_settings(
     socket_group: Option<Group>,
 ) -> ListenSettings {
     ListenSettings { address, socket_mode: socket_mode.unwrap_or(SocketMode::DEFAULT), socket_group }
+}
+
+fn settlement(
+    file: &Path,
+    table: SettlementTable,
+    common: &CommonRules,
+    gateways: &[GatewayListener],
+) -> Result<SettlementListener, FileError> {
+    let SettlementTable { listen: SocketText(listen), socket_mode, socket_group, uids, deadline } = table;
+    if uids.is_empty() {
+        let problem =
+            "is empty, so no process could settle: list users (`id -u NAME`), or leave [settlement] out";
+        return Err(FileError::setting(file, "settlement.uids", problem));
+    }
+    let address = ListenAddress::Unix(listen);
+    if gateways.iter().any(|gateway| gateway.listen.address == address) {
+        let problem = "a gateway listens there: settlements need a socket of their own";
+        return Err(FileError::setting(file, "settlement.listen", problem));
+    }
+    Ok(SettlementListener {
+        listen: listen_settings(address, socket_mode, socket_group),
+        rules: SettlementRules { uids: Id::sorted(uids), credentials: common.credentials.clone(), deadline },
+    })
 }
 
 fn credentials(file: &Path, settings: Credentials) -> Result<CredentialPlaces, FileError> {

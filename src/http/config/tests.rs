@@ -58,6 +58,7 @@ fn example_names_every_setting() {
         "cors_preflight",
         "cost",
         "costs",
+        "deadline",
         "environment",
         "fail_open",
         "hints",
@@ -72,17 +73,31 @@ fn example_names_every_setting() {
         "request_id",
         "scopes",
         "socket_group",
+        "socket_mode",
+        "uids",
     ];
     assert_eq!(names, BTreeSet::from(expected));
-    for line in commented_out {
-        let only = EXAMPLE.replace(&format!("\n{line}\n"), &format!("\n{}\n", &line[1..]));
-        let is_of_route = EXAMPLE.find(line) > EXAMPLE.find("#[[routes]]") && line != "#[[routes]]";
+    // Those of [settlement] are commented out together: two of them have no default.
+    let [begin, end] = ["#[settlement]", "#[[routes]]"].map(|table| EXAMPLE.find(table).expect("a table"));
+    let of_settlement = EXAMPLE[begin..end].lines().filter(is_setting);
+    let rest = format!("{}{}", &EXAMPLE[..begin], &EXAMPLE[end..]);
+    let settlement: String = of_settlement.map(|line| format!("{}\n", &line[1..])).collect();
+    let with_settlement = |text: &str| parse(&format!("{GATEWAY}[settlement]\n{text}")).expect("it is valid");
+    let required = "listen = '/run/keyward-http/settlement.sock'\nsocket_group = 'www-data'\nuids = [33]\n";
+    assert_eq!(
+        format!("{:?}", with_settlement(&settlement)),
+        format!("{:?}", with_settlement(required)),
+        "{settlement}"
+    );
+    for line in rest.lines().filter(is_setting) {
+        let only = rest.replace(&format!("\n{line}\n"), &format!("\n{}\n", &line[1..]));
         let is_of_metrics = ["#listen", "#admin"].iter().any(|setting| line.starts_with(setting));
         let only = if is_of_metrics {
             only.replace("#[metrics]", "[metrics]").replace("\n#listen", "\nlisten")
         } else {
             only
         };
+        let is_of_route = rest.find(line) > rest.find("#[[routes]]") && line != "#[[routes]]";
         let text = if is_of_route { only.replace("#[[routes]]", "[[routes]]") } else { only };
         let text = if line.starts_with("#path_prefix") {
             text.replace("kind = \"nginx\"", "kind = \"envoy\"")
@@ -149,16 +164,29 @@ fn metrics_have_a_listener_of_their_own() {
     for (settings, expected) in [
         (
             "[metrics]\nlisten = '/run/g.sock'",
-            "a gateway listens there: metrics need a listener of their own",
+            "another listener has this address: metrics need one of their own",
         ),
         ("[metrics]\nadmin = '/run/a.sock'", "missing field `listen`"),
     ] {
         let message = refused(settings);
         assert!(message.contains(expected), "{message}");
     }
-    let named = "gateways = [{ name = 'metrics', kind = 'nginx', listen = '/run/g.sock' }]\n";
-    let message = refused_file(named);
-    assert!(message.contains("gateways[0].name") && message.contains("socket of [metrics]"), "{message}");
+}
+
+#[test]
+fn settlement_is_off_unless_users_are_listed() {
+    assert!(parse(GATEWAY).expect("it is valid").settlement.is_none());
+    let config = parse(&format!(
+        "{GATEWAY}[credentials]\nbearer = false\n[settlement]\nlisten = '/s.sock'\nsocket_mode = '0600'\nuids = [7, 5, 7]\n\
+         deadline = '9s'"
+    ));
+    let settlement = config.expect("it is valid").settlement.expect("there is one");
+    assert_eq!(settlement.listen.address.to_string(), "/s.sock");
+    assert_eq!((settlement.listen.socket_mode.bits(), &*settlement.rules.uids), (0o600, &[5, 7][..]));
+    assert_eq!(
+        (settlement.rules.deadline, settlement.rules.credentials.bearer),
+        (Duration::from_secs(9), false)
+    );
 }
 
 #[test]
@@ -175,7 +203,34 @@ fn invalid_setting_is_refused_with_its_place() {
         ),
         (
             "[servers]",
-            ":2:2: servers: unknown field `servers`, expected one of `server`, `gateways`, `metrics`, `credentials`, `identity`, `rate_limits`, `routes`, `log`",
+            ":2:2: servers: unknown field `servers`, expected one of `server`, `gateways`, `metrics`, `credentials`, `identity`, `rate_limits`, `settlement`, `routes`, `log`",
+        ),
+        (
+            "[settlement]\nlisten = '127.0.0.1:9181'\nuids = [33]",
+            ":3:10: settlement.listen: \"127.0.0.1:9181\" is a TCP port, and a TCP connection does not state which user has opened \
+             it, so `uids` would mean nothing: write the path of a socket such as \"/run/keyward-http/settlement.sock\"",
+        ),
+        (
+            "[settlement]\nlisten = 's.sock'\nuids = [33]",
+            ":3:10: settlement.listen: \"s.sock\" is no address: write the path of a socket such as \
+             \"/run/keyward-http/settlement.sock\"",
+        ),
+        ("[settlement]\nlisten = '/s.sock'", ":2:1: settlement: missing field `uids`"),
+        (
+            "[settlement]\nlisten = '/s.sock'\nuids = []",
+            ": settlement.uids: is empty, so no process could settle: list users (`id -u NAME`), or leave [settlement] out",
+        ),
+        (
+            "[settlement]\nlisten = '/s.sock'\nuids = ['www-data']",
+            ":4:9: settlement.uids[0]: invalid type: string \"www-data\", expected an integer from 0 to 4294967294",
+        ),
+        (
+            "[settlement]\nlisten = '/run/g.sock'\nuids = [33]",
+            ": settlement.listen: a gateway listens there: settlements need a socket of their own",
+        ),
+        (
+            "[settlement]\nlisten = '/s.sock'\nuids = [33]\ndeadline = '2m'",
+            ":5:12: settlement.deadline: 2m is out of range: write 1ms to 1m",
         ),
         (
             "[credentials]\nbasic = 'both'",
@@ -277,6 +332,14 @@ fn invalid_gateway_is_refused_with_its_place() {
         (
             gateway("hints = { place = 'query', kinds = ['cost'] }").replace("nginx", "envoy"),
             ": gateways[0].hints.place: the query can be the client's, which could write hints: use \"headers\", which the gateway sets",
+        ),
+        (
+            gateway("").replace("'g'", "'settlement'"),
+            ": gateways[0].name: names a socket that is not a gateway's: choose another",
+        ),
+        (
+            gateway("").replace("'g'", "'metrics'"),
+            ": gateways[0].name: names a socket that is not a gateway's: choose another",
         ),
         (gateway(&gateway("")), ": gateways[1].name: another gateway has this name: choose another"),
         (

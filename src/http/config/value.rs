@@ -159,4 +159,28 @@ impl Text for ListenText {
     }
 }
 
-deserialize_text!(NameText, WordText, HeaderText, MethodText, HostText, PathText, PrefixText, ListenText);
+/// Where a listener listens that has to know the user of each connection.
+#[derive(Debug)]
+pub(super) struct SocketText(pub(super) SocketPath);
+
+impl Text for SocketText {
+    const EXPECTED: &'static str = "the path of a socket such as \"/run/keyward-http/settlement.sock\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return SocketPath::parse(text).map(Self);
+        }
+        if text.parse::<SocketAddr>().is_ok() {
+            return Err(format!(
+                "{text:?} is a TCP port, and a TCP connection does not state which user has opened it, so `uids` would mean \
+                 nothing: write {}",
+                Self::EXPECTED
+            ));
+        }
+        Err(format!("{text:?} is no address: write {}", Self::EXPECTED))
+    }
+}
+
+deserialize_text!(
+    NameText, WordText, HeaderText, MethodText, HostText, PathText, PrefixText, ListenText, SocketText
+);

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::upstream::Upstream;
 use crate::support::http_client::{Response, send};
-use crate::support::{Daemon, Export, Process, TIMEOUT, free_port, keyward, wait_until};
+use crate::support::{Daemon, Export, Process, TIMEOUT, free_port, start_companion};
 
 /// Everything that a request passes.
 pub(super) struct Stack {
@@ -67,15 +67,6 @@ impl Stack {
         let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
         logs.map(|path| fs::read_to_string(path).expect("reads")).collect()
     }
-}
-
-fn start_companion(directory: &Path) -> Process {
-    let mut command = keyward();
-    command.arg("http").arg("--config").arg(directory.join("http.toml"));
-    let log = directory.join("http.log");
-    let companion = Process::start(&mut command, &log);
-    wait_until("keyward http", || fs::read_to_string(&log).is_ok_and(|log| log.contains("listening")));
-    companion
 }
 
 /// The path of a gateway's program. `KEYWARD_GATEWAYS` names the directory that `tests/run` has

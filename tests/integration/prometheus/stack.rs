@@ -1,7 +1,6 @@
 //! A daemon, `keyward http` and a Prometheus that scrapes it.
 
 use std::fs;
-use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -9,7 +8,7 @@ use tempfile::TempDir;
 
 use super::server::{Prometheus, read, replace};
 use crate::support::http_client::{Response, send};
-use crate::support::{Daemon, Process, free_port, keyward, wait_until};
+use crate::support::{Daemon, Process, free_port, start_companion, wait_until};
 
 /// `keyward http` with a gateway like nginx, whose route "status" fails open. Few connections, so that a
 /// test reaches the limit; a deadline that a busy machine keeps.
@@ -100,18 +99,6 @@ impl Stack {
             }
         }
     }
-}
-
-fn start_companion(directory: &Path) -> Process {
-    let log = directory.join("http.log");
-    let companion =
-        Process::start(keyward().arg("http").arg("--config").arg(directory.join("http.toml")), &log);
-    wait_until("keyward http", || {
-        let log = fs::read_to_string(&log).expect("a log");
-        assert!(!log.contains("ERROR"), "{log}");
-        log.contains("listening")
-    });
-    companion
 }
 
 /// The alerts with a `for` of none, and with ranges and thresholds that a test reaches in seconds.

@@ -60,15 +60,24 @@ fn join_chunks(mut body: &str) -> String {
 pub(crate) fn send(port: u16, method: &str, target: &str, headers: &[&str]) -> Response {
     let stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
     stream.set_read_timeout(Some(TIMEOUT)).expect("sets");
-    converse(stream, method, target, headers)
+    converse(stream, method, target, headers, "")
 }
 
-fn converse(mut stream: impl Read + Write, method: &str, target: &str, headers: &[&str]) -> Response {
+/// Sends a request on a connection, and reads until its end. `headers` have to state the length of a body.
+pub(crate) fn converse(
+    mut stream: impl Read + Write,
+    method: &str,
+    target: &str,
+    headers: &[&str],
+    body: &str,
+) -> Response {
     let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
-    let request =
-        format!("{method} {target} HTTP/1.1\r\n{lines}Host: api.example.com\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "{method} {target} HTTP/1.1\r\n{lines}Host: api.example.com\r\nConnection: close\r\n\r\n{body}"
+    );
     stream.write_all(request.as_bytes()).expect("writes");
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).expect("reads");
+    // A connection that is closed before all of a request was read ends with a reset.
+    let _ = stream.read_to_end(&mut bytes);
     Response::parse(&String::from_utf8_lossy(&bytes))
 }

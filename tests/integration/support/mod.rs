@@ -1,6 +1,7 @@
 //! Support of the integration tests: exports, daemons, connections and waiting.
 
 pub(crate) mod bad_rows;
+mod companion;
 mod daemon;
 mod dose;
 mod export;
@@ -17,6 +18,7 @@ mod set_on_drop;
 mod setup;
 mod wait;
 
+pub(crate) use companion::start_companion;
 pub(crate) use daemon::{Daemon, key_target, owner_target};
 pub(crate) use dose::dose;
 pub(crate) use export::{Export, Row, line, row, sha256_hex};
