@@ -225,7 +225,10 @@ import socket, sys
 for line in sys.argv[2:]:
     peer = socket.socket(socket.AF_UNIX)
     peer.connect(sys.argv[1])
-    peer.sendall(line.encode() + b'\\n')
+    try:
+        peer.sendall(line.encode() + b'\\n')
+    except BrokenPipeError:
+        pass  # The daemon has sent its refusal, and closed the connection.
     print(peer.makefile().readline(), end='')
 ";
 
