@@ -180,8 +180,9 @@ fn directory_of(package: &str, target: &str) -> Option<&'static str> {
         ("keyward-protocol", "--lib") => "protocol/src",
         ("keyward-protocol", "--test vectors") => "protocol/tests",
         ("keyward-schedules", "--test model") => "tests/schedules/model",
-        ("keyward-source", "--lib") => "src/source",
         ("keyward-http", "--lib") => "src/http",
+        ("keyward-service", "--lib") => "src/service",
+        ("keyward-source", "--lib") => "src/source",
         ("keyward-state", "--lib") => "src/state",
         _ => return None,
     })
