@@ -42,6 +42,7 @@ mod postgres;
 mod prometheus;
 mod refused_configuration;
 mod reload_under_load;
+mod repeated_checks;
 mod replaced_snapshots;
 mod restrictions;
 mod revocation;

@@ -116,6 +116,6 @@ fn rules() -> String {
         "(rate(keyward_request_duration_seconds_bucket[5s]))) > 0",
         1,
     );
-    rules = replace(&rules, "keyward_usage_lag_seconds > 600", "keyward_usage_lag_seconds > 1", 1);
+    rules = replace(&rules, "keyward_usage_lag_seconds > 600", "keyward_usage_lag_seconds > 5", 1);
     replace(&rules, "keyward_unwritten_seconds > 60", "keyward_unwritten_seconds > 1", 1)
 }
