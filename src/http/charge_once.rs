@@ -7,8 +7,8 @@
 //!
 //! An id is remembered with the key, the route and the costs, so that one id cannot pay for another
 //! request, and only for a short time. Ids are in memory, up to a limit; a request beyond it is charged
-//! each time it is checked. So is one whose first check was broken off, because it may not have been
-//! charged.
+//! each time it is checked. So is one whose first check was broken off or got no answer in time, because
+//! it may not have been charged.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use http::HeaderMap;
 use http::header::HeaderName;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::header;
 use crate::route::Requirements;
@@ -28,6 +28,9 @@ const MAX_ID: usize = 128;
 
 /// Maximum number of ids that one gateway has at the same time: some 15 MB.
 const MAX_IDS: usize = 100_000;
+
+/// Ids that one check forgets at most. All threads wait for it.
+const MAX_FORGOTTEN: usize = 64;
 
 /// Where a gateway states the id of a request, and how long a check can be repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +80,8 @@ pub(crate) struct ChargeId([u8; 32]);
 #[derive(Debug)]
 pub(crate) struct ChargedRequests {
     within: Duration,
+    /// How long a check waits for another one with its id.
+    deadline: Duration,
     max: usize,
     state: Mutex<State>,
 }
@@ -84,7 +89,8 @@ pub(crate) struct ChargedRequests {
 #[derive(Debug, Default)]
 struct State {
     charges: HashMap<ChargeId, Entry>,
-    /// Every entry that was made within the time, in order: when, its id, and its number. Some are gone.
+    /// The entries in the order in which they were made: when, the id, and the number. An entry stays here
+    /// for a while when its check was not charged.
     made: VecDeque<(Instant, ChargeId, u64)>,
     /// The number of the latest entry.
     latest: u64,
@@ -93,6 +99,7 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     number: u64,
+    made: Instant,
     /// While the first check is in progress, a channel that closes when it ends.
     in_progress: Option<watch::Receiver<()>>,
 }
@@ -105,6 +112,8 @@ pub(crate) enum Turn {
     Repeated,
     /// It has to be charged, and is not remembered: there are too many ids.
     Unremembered,
+    /// The first one has not ended within the deadline.
+    Late(Duration),
 }
 
 /// The first check with an id. Unless it [has charged](Self::has_charged), it is forgotten on drop.
@@ -117,20 +126,27 @@ pub(crate) struct FirstCheck {
 }
 
 impl ChargedRequests {
-    pub(crate) fn new(within: Duration) -> Arc<Self> {
-        Arc::new(Self { within, max: MAX_IDS, state: Mutex::default() })
+    /// Remembers ids for the time `within`. `deadline` is that of a check.
+    pub(crate) fn new(within: Duration, deadline: Duration) -> Arc<Self> {
+        Arc::new(Self { within, deadline, max: MAX_IDS, state: Mutex::default() })
     }
 
-    /// Waits until no other check with this id is in progress.
+    /// Waits until no other check with this id is in progress, within the deadline.
     pub(crate) async fn turn(self: &Arc<Self>, id: ChargeId) -> Turn {
+        timeout(self.deadline, self.next_turn(id)).await.unwrap_or(Turn::Late(self.deadline))
+    }
+
+    async fn next_turn(self: &Arc<Self>, id: ChargeId) -> Turn {
         loop {
             let mut in_progress = {
                 let mut state = self.state();
-                state.forget_before(Instant::now().checked_sub(self.within));
-                match state.charges.get(&id) {
+                let start = Instant::now().checked_sub(self.within);
+                state.forget_before(start);
+                // It may be over, and not be forgotten yet.
+                match state.charges.get(&id).filter(|entry| start.is_none_or(|start| entry.made >= start)) {
                     Some(Entry { in_progress: None, .. }) => return Turn::Repeated,
                     Some(Entry { in_progress: Some(ended), .. }) => ended.clone(),
-                    None if state.made.len() >= self.max => return Turn::Unremembered,
+                    None if state.charges.len() >= self.max => return Turn::Unremembered,
                     None => {
                         let (in_progress, ended) = watch::channel(());
                         let number = state.begin(id, ended);
@@ -152,9 +168,11 @@ impl ChargedRequests {
 
 impl State {
     fn forget_before(&mut self, time: Option<Instant>) {
-        while let Some((made, id, number)) = self.made.front()
-            && time.is_some_and(|time| *made < time)
-        {
+        for _ in 0..MAX_FORGOTTEN {
+            let Some((made, id, number)) = self.made.front() else { return };
+            if time.is_none_or(|time| *made >= time) {
+                return;
+            }
             if self.charges.get(id).is_some_and(|entry| entry.number == *number) {
                 self.charges.remove(id);
             }
@@ -165,9 +183,15 @@ impl State {
     /// Makes an entry for the first check with an id, and returns its number.
     fn begin(&mut self, id: ChargeId, ended: watch::Receiver<()>) -> u64 {
         self.latest += 1;
-        self.charges.insert(id, Entry { number: self.latest, in_progress: Some(ended) });
-        self.made.push_back((Instant::now(), id, self.latest));
-        self.latest
+        let (number, made) = (self.latest, Instant::now());
+        self.charges.insert(id, Entry { number, made, in_progress: Some(ended) });
+        self.made.push_back((made, id, number));
+        // Those of checks that were not charged are removed when they are the most.
+        if self.made.len() > 2 * self.charges.len() + MAX_FORGOTTEN {
+            let charges = &self.charges;
+            self.made.retain(|(_, id, number)| charges.get(id).is_some_and(|entry| entry.number == *number));
+        }
+        number
     }
 
     /// The entry of a first check, unless it was forgotten in the meantime.
@@ -202,6 +226,7 @@ mod tests {
     use super::*;
 
     const WITHIN: Duration = Duration::from_secs(10);
+    const DEADLINE: Duration = Duration::from_millis(50);
 
     fn id(number: u8) -> ChargeId {
         ChargeId([number; 32])
@@ -214,7 +239,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn repeated_check_is_known_for_a_while() {
-        let requests = ChargedRequests::new(WITHIN);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE);
         first(&requests, 1).await.has_charged();
         assert!(matches!(requests.turn(id(1)).await, Turn::Repeated));
         first(&requests, 2).await.has_charged();
@@ -225,14 +250,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn check_that_has_not_charged_is_forgotten() {
-        let requests = ChargedRequests::new(WITHIN);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE);
         drop(first(&requests, 1).await);
         first(&requests, 1).await.has_charged();
     }
 
     #[tokio::test(start_paused = true)]
     async fn repeated_check_waits_for_the_first_one() {
-        let requests = ChargedRequests::new(WITHIN);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE);
         for charges in [true, false] {
             let first = first(&requests, u8::from(charges)).await;
             let waiting = tokio::spawn({
@@ -253,7 +278,7 @@ mod tests {
     /// The first check took longer than ids are remembered.
     #[tokio::test(start_paused = true)]
     async fn late_first_check_does_not_touch_a_later_one() {
-        let requests = ChargedRequests::new(WITHIN);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE);
         let late = first(&requests, 1).await;
         tokio::time::advance(2 * WITHIN).await;
         let next = first(&requests, 1).await;
@@ -264,14 +289,44 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn number_of_ids_is_bounded() {
-        let max = 3;
-        let requests = Arc::new(ChargedRequests { within: WITHIN, max, state: Mutex::default() });
+        let state = Mutex::default();
+        let requests = Arc::new(ChargedRequests { within: WITHIN, deadline: DEADLINE, max: 3, state });
+        // Those that are not charged take no place.
+        for _ in 0..1_000 {
+            drop(first(&requests, 0).await);
+        }
+        assert!(requests.state().made.len() <= 2 * MAX_FORGOTTEN);
         for number in 0..3 {
-            drop(first(&requests, number).await);
+            first(&requests, number).await.has_charged();
         }
         assert!(matches!(requests.turn(id(3)).await, Turn::Unremembered));
+        assert!(matches!(requests.turn(id(2)).await, Turn::Repeated));
         tokio::time::advance(2 * WITHIN).await;
         first(&requests, 3).await.has_charged();
+    }
+
+    /// A hung daemon: no check waits for all that came before it.
+    #[tokio::test(start_paused = true)]
+    async fn repeated_check_waits_no_longer_than_the_deadline() {
+        let requests = ChargedRequests::new(WITHIN, DEADLINE);
+        let first = first(&requests, 1).await;
+        let began = Instant::now();
+        assert!(matches!(requests.turn(id(1)).await, Turn::Late(DEADLINE)));
+        assert!(began.elapsed() < 2 * DEADLINE);
+        drop(first);
+    }
+
+    /// More are over than one check forgets.
+    #[tokio::test(start_paused = true)]
+    async fn id_that_is_over_is_not_repeated_although_it_is_still_there() {
+        let requests = ChargedRequests::new(WITHIN, DEADLINE);
+        for number in 0..=u8::MAX {
+            first(&requests, number).await.has_charged();
+        }
+        tokio::time::advance(2 * WITHIN).await;
+        first(&requests, u8::MAX).await.has_charged();
+        assert!(requests.state().charges.len() > MAX_FORGOTTEN, "not all are forgotten at once");
+        assert!(matches!(requests.turn(id(u8::MAX)).await, Turn::Repeated));
     }
 
     #[test]

@@ -105,6 +105,7 @@ impl CheckRules {
             _ => Turn::Unremembered,
         };
         match turn {
+            Turn::Late(deadline) => Err(Error::Deadline { deadline, written: false }),
             Turn::Unremembered => client.verify(&self.request(question, &question.requirements)).await,
             Turn::Repeated => {
                 let free = question.requirements.without_costs();

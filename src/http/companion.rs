@@ -1,13 +1,15 @@
 //! The process: sockets, threads, and the stop.
 //!
-//! Each thread has a runtime of its own, and accepts connections from all listeners. A connection
-//! stays on its thread, and so do its requests to the daemon: no request wakes another thread.
+//! Each thread has a runtime of its own. Those that check accept connections from the listeners of all
+//! gateways. A connection stays on its thread, and so do its requests to the daemon: no request wakes
+//! another thread. Settlements and metrics have a thread each.
 
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use keyward_client::{Client, Options};
 use keyward_service::listener::BoundSocket;
@@ -37,6 +39,10 @@ const OWN_DESCRIPTORS: u64 = 256;
 
 /// Connections of a monitoring system. A collector has one.
 const METRICS_CONNECTIONS: usize = 32;
+
+/// How long a connection of a monitoring system may be silent: any process can open one, and Prometheus
+/// connects again.
+const METRICS_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the companion cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +131,8 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
     let (working, mut ended) = tokio::sync::mpsc::channel::<()>(1);
     let context = ThreadContext { stopping, registered, working };
     let limits = per_thread(server.limits, server.workers);
-    let charged: Vec<Option<Arc<ChargedRequests>>> = gateways.iter().map(charged_requests).collect();
+    let charged: Vec<Option<Arc<ChargedRequests>>> =
+        gateways.iter().map(|gateway| charged_requests(gateway, server.deadline)).collect();
     let mut threads = Vec::new();
     for number in 0..server.workers {
         let sockets = copies(&endpoints[..gateways.len()])?;
@@ -157,6 +164,7 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
         let limits = ServerLimits {
             max_connections: METRICS_CONNECTIONS,
             max_header_bytes: MIN_HEADER_BYTES,
+            idle_timeout: METRICS_IDLE_TIMEOUT,
             ..server.limits
         };
         let handlers = move || vec![Monitor::new(own_metrics, admin)];
@@ -195,8 +203,8 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
 }
 
 /// Where the threads of a gateway record what they have charged.
-fn charged_requests(gateway: &GatewayListener) -> Option<Arc<ChargedRequests>> {
-    gateway.rules.request_id.as_ref().map(|request_id| ChargedRequests::new(request_id.within))
+fn charged_requests(gateway: &GatewayListener, deadline: Duration) -> Option<Arc<ChargedRequests>> {
+    gateway.rules.request_id.as_ref().map(|request_id| ChargedRequests::new(request_id.within, deadline))
 }
 
 /// What a thread needs to know about the process.

@@ -15,8 +15,8 @@
 //! 6. [`reply`] puts it in the terms of the gateway: the [`identity`] of the key, its limits
 //!    ([`rate_limit`]), or the [`problem`].
 //!
-//! [`companion`] starts a thread for the checks, and one for metrics and health, on sockets
-//! that are [`endpoint`]s.
+//! [`companion`] starts the threads that check, and one each for settlements and for metrics. Their
+//! sockets are [`endpoint`]s.
 //!
 //! What is missing, empty, repeated or ambiguous refuses the request.
 //!

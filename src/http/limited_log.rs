@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use keyward_service::log_limit::LogLimit;
 
-/// A line that is logged at most once a second, with the number of requests that it stands for.
+/// A line that is logged about once a second, with the number of requests that it stands for.
 #[derive(Default)]
 pub(crate) struct LimitedLog {
     limit: LogLimit,

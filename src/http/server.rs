@@ -28,6 +28,9 @@ use tracing::{debug, warn};
 /// Pause after a connection could not be accepted, usually for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Idle timeout of a peer that is refused whatever it requests. It must not keep others from connecting.
+const UNEXPECTED_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Maximum number of headers. Browsers and proxies together send some 30.
 const MAX_HEADERS: usize = 128;
 
@@ -71,6 +74,11 @@ pub trait Handler: 'static {
     /// not at all.
     fn handle(&self, peer: Option<Peer>, request: Request<Incoming>)
     -> impl Future<Output = Response<Bytes>>;
+
+    /// Whether requests of this peer are answered with more than a refusal.
+    fn expects(&self, _peer: Option<Peer>) -> bool {
+        true
+    }
 
     /// Called when a connection was accepted.
     fn connection_opened(&self) {}
@@ -153,6 +161,11 @@ impl Accepted {
             Self::Unix(stream) => {
                 let credentials = stream.peer_cred().ok();
                 let peer = credentials.map(|peer| Peer { uid: peer.uid(), pid: peer.pid() });
+                let limits = if handler.expects(peer) {
+                    limits
+                } else {
+                    ServerLimits { idle_timeout: limits.idle_timeout.min(UNEXPECTED_IDLE_TIMEOUT), ..limits }
+                };
                 converse(stream, peer, limits, handler, stop).await;
             }
             Self::Tcp(stream) => converse(stream, None, limits, handler, stop).await,

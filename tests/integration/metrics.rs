@@ -5,8 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::support::{Daemon, Export, Received, Setup, encode_verify, key_target, row, wait_for, wait_until};
 use keyward_admin::message::{Command as AdminCommand, Histogram, Metrics};
@@ -338,7 +337,11 @@ fn readers_do_not_keep_operators_out() {
     let daemon = daemon_with_reader();
     let mut flood = python(FLOOD, &daemon, &[], READER);
     let _flood = Program(flood.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("python3"));
-    thread::sleep(Duration::from_millis(500));
+    // All that readers may occupy is occupied.
+    wait_until("a reader to be refused", || {
+        let output = python(SEND, &daemon, &[r#"{"command":"status"}"#], READER).output().expect("python3");
+        String::from_utf8_lossy(&output.stdout).contains("too many connections of admin_read_uids")
+    });
     for _ in 0..10 {
         assert!(daemon.revoke(key_target("a")).durable);
         daemon.unrevoke(key_target("a"));

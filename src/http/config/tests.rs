@@ -335,11 +335,11 @@ fn invalid_gateway_is_refused_with_its_place() {
         ),
         (
             gateway("").replace("'g'", "'settlement'"),
-            ": gateways[0].name: names a socket that is not a gateway's: choose another",
+            ": gateways[0].name: is systemd's name for a socket that is not a gateway's: choose another",
         ),
         (
             gateway("").replace("'g'", "'metrics'"),
-            ": gateways[0].name: names a socket that is not a gateway's: choose another",
+            ": gateways[0].name: is systemd's name for a socket that is not a gateway's: choose another",
         ),
         (gateway(&gateway("")), ": gateways[1].name: another gateway has this name: choose another"),
         (

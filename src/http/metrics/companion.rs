@@ -96,7 +96,7 @@ impl CompanionMetrics {
 pub(crate) struct GatewayMetrics {
     gateway: String,
     all: CompanionMetrics,
-    /// The counters that this thread has used, so that counting needs no labels and no lock.
+    /// The counters that this thread has used, so that counting needs no labels.
     requests: RefCell<HashMap<&'static str, Counter>>,
     check_duration: Histogram,
     connections: Gauge,

@@ -36,7 +36,7 @@ impl SettlementHandler {
     }
 
     async fn settle(&self, peer: Option<Peer>, request: Request<Incoming>) -> Settled {
-        if !peer.is_some_and(|peer| self.rules.uids.contains(&peer.uid)) {
+        if !self.expects(peer) {
             return Settled::PeerRefused;
         }
         self.settle_allowed(request).await.unwrap_or_else(Settled::Invalid)
@@ -91,6 +91,10 @@ impl Handler for SettlementHandler {
         let settled = self.settle(peer, request).await;
         self.log(peer, &settled);
         settled.reply(&self.rules.credentials).map(Bytes::from)
+    }
+
+    fn expects(&self, peer: Option<Peer>) -> bool {
+        peer.is_some_and(|peer| self.rules.uids.contains(&peer.uid))
     }
 
     /// Logs the requests that no line stands for yet.

@@ -36,7 +36,7 @@ const OF_A_SLOW_DAEMON: &[&str] = &["KeywardChecksSlow"];
 
 /// Alerts that only `promtool test rules` tests. The first needs a clock that is set back. The second can
 /// only fire for a daemon that is ending, between its last writes and its exit.
-const ONLY_UNIT_TESTED: &[&str] = &["KeywardCalendarAhead", "KeywardUsageDropped"];
+const ONLY_UNIT_TESTED: &[&str] = &["KeywardCalendarAhead"];
 
 #[test]
 fn every_alert_is_caused_by_a_test() {
