@@ -1,0 +1,182 @@
+//! Malformed requests to `keyward http`: it refuses them, lets nothing through, and stands.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::http_client::send;
+use crate::support::{Daemon, Export, Process, Random, dose, free_port, row, start_companion};
+
+/// A key in force, which malformed requests carry as well.
+const KEY: &str = "canary-key-0123456789";
+
+/// Malformed requests that are sent.
+const REQUESTS: usize = 10_000;
+
+/// Growth of memory that malformed requests may cause, in bytes. Some hundred buffers are 64 KiB.
+const MAX_GROWTH: f64 = 16.0 * 1024.0 * 1024.0;
+
+struct Stack {
+    daemon: Daemon,
+    _companion: Process,
+    gateway: u16,
+    metrics: u16,
+    directory: TempDir,
+}
+
+impl Stack {
+    fn start() -> Self {
+        let directory = TempDir::new().expect("a directory");
+        let [gateway, metrics] = [free_port(), free_port()];
+        let daemon = Daemon::serving(Export::new([row(KEY).id("canary")]));
+        let config = format!(
+            "server = {{ keyward = {:?}, deadline = \"5s\", idle_timeout = \"1s\" }}\n\
+             metrics = {{ listen = \"127.0.0.1:{metrics}\", admin = {:?} }}\n\
+             [[gateways]]\nname = \"g\"\nkind = \"traefik\"\nlisten = \"127.0.0.1:{gateway}\"\n",
+            daemon.socket(),
+            daemon.admin_socket(),
+        );
+        fs::write(directory.path().join("http.toml"), config).expect("writes");
+        let companion = start_companion(directory.path());
+        Self { daemon, _companion: companion, gateway, metrics, directory }
+    }
+
+    /// Whether a well-formed check is answered as ever.
+    fn assert_stands(&self) {
+        let key = format!("X-API-Key: {KEY}");
+        let headers = ["X-Forwarded-Method: GET", "X-Forwarded-Uri: /", &key];
+        assert_eq!(send(self.gateway, "GET", "/", &headers).status, 200);
+        assert_eq!(send(self.gateway, "GET", "/", &headers[..2]).status, 401);
+        assert!(self.daemon.status().ready);
+    }
+
+    /// Resident memory of `keyward http` in bytes.
+    fn memory(&self) -> f64 {
+        let exposition = send(self.metrics, "GET", "/metrics", &[]).body;
+        let value = exposition.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
+        value.expect("a metric").parse().expect("a number")
+    }
+
+    /// Sends bytes in two parts, and returns all that comes back until the end of the connection.
+    fn converse(&self, bytes: &[u8], random: &mut Random) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.gateway)).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("sets");
+        let (first, second) = bytes.split_at(random.below(bytes.len() + 1));
+        // It may refuse the request before it has all of it.
+        let _ = stream.write_all(first).and_then(|()| stream.write_all(second));
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut reply = Vec::new();
+        match stream.read_to_end(&mut reply) {
+            Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("hangs: {error}"),
+            _ => String::from_utf8_lossy(&reply).into_owned(),
+        }
+    }
+}
+
+/// Headers of a check that would be let through.
+fn valid_headers() -> String {
+    format!("X-Forwarded-Method: GET\r\nX-Forwarded-Uri: /\r\nX-API-Key: {KEY}\r\n")
+}
+
+/// A malformed request.
+fn malformed(random: &mut Random) -> Vec<u8> {
+    let valid = valid_headers();
+    let length = 1 + random.below(100_000);
+    let text = match random.below(22) {
+        // What proxies read in different ways: request smuggling.
+        0 => format!("POST / HTTP/1.1\r\n{valid}Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcde"),
+        1 => format!("POST / HTTP/1.1\r\n{valid}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
+        2 => format!("POST / HTTP/1.1\r\n{valid}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
+        3 => format!("POST / HTTP/1.1\r\n{valid}Content-Length: +4\r\n\r\nabcd"),
+        4 => format!("POST / HTTP/1.1\r\n{valid}Content-Length: 99999999999999999999999\r\n\r\n"),
+        5 => format!("GET / HTTP/1.1\r\nX : y\r\n{valid}\r\n"),
+        6 => format!("GET / HTTP/1.1\r\n {valid}\r\n"),
+        7 => format!("GET / HTTP/1.1\r\n{valid}X: a\0b\r\n\r\n"),
+        8 => format!("GET  / HTTP/1.1\r\n{valid}\r\n"),
+        9 => format!("GET / HTTP/1.1 extra\r\n{valid}\r\n"),
+        10 => format!("GET /\u{1} HTTP/1.1\r\n{valid}\r\n"),
+        11 => format!("GET / HTTP/3.7\r\n{valid}\r\n"),
+        12 => format!("G\u{fc}T / HTTP/1.1\r\n{valid}\r\n"),
+        // More than the limits.
+        13 => format!("GET /{} HTTP/1.1\r\n{valid}\r\n", "a".repeat(70_000 + length)),
+        14 => format!("GET / HTTP/1.1\r\nX: {}\r\n{valid}\r\n", "a".repeat(70_000 + length)),
+        15 => format!("GET / HTTP/1.1\r\n{}{valid}\r\n", "X: y\r\n".repeat(200)),
+        // Several keys, or one that is not whole.
+        16 => format!("GET / HTTP/1.1\r\n{valid}X-API-Key: other\r\n\r\n"),
+        17 => format!("GET / HTTP/1.1\r\n{valid}Authorization: Bearer {KEY},{KEY}\r\n\r\n"),
+        // Other protocols.
+        18 => "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_owned(),
+        19 => return [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], &noise(random, 500)].concat(),
+        20 => return noise(random, length),
+        // Not whole.
+        _ => {
+            let request = format!("GET / HTTP/1.1\r\n{valid}\r\n");
+            let end = 1 + random.below(request.len() - 2);
+            request[..end].to_owned()
+        }
+    };
+    text.into_bytes()
+}
+
+fn noise(random: &mut Random, length: usize) -> Vec<u8> {
+    (0..length).map(|_| random.number() as u8).collect()
+}
+
+#[test]
+fn malformed_requests_are_refused_and_leave_nothing_behind() {
+    let stack = Stack::start();
+    let mut random = Random::new(1);
+    // The first ones fill the buffers and the allocator's caches.
+    for _ in 0..REQUESTS / 4 {
+        stack.converse(&malformed(&mut random), &mut random);
+    }
+    let before = stack.memory();
+    for number in 0..REQUESTS {
+        let request = malformed(&mut random);
+        let reply = stack.converse(&request, &mut random);
+        let status = reply.split(' ').nth(1).unwrap_or("none");
+        assert!(
+            ["none", "400", "401", "403", "405", "411", "413", "414", "431", "501", "505"].contains(&status),
+            "{number}: {:?}: {reply}",
+            String::from_utf8_lossy(&request)
+        );
+        if number % 100 == 0 {
+            stack.assert_stands();
+        }
+    }
+    stack.assert_stands();
+    let growth = stack.memory() - before;
+    assert!(growth < MAX_GROWTH, "memory grew by {growth} bytes");
+    let log = fs::read_to_string(stack.directory.path().join("http.log")).expect("a log");
+    assert!(!log.contains(KEY) && !log.contains("panicked"), "{log}");
+}
+
+/// Each connection sends a byte now and then. They end, and others are served beside them.
+#[test]
+fn slow_requests_end_and_keep_nothing_from_others() {
+    let stack = Stack::start();
+    let mut slow: Vec<TcpStream> = (0..dose(100, 500))
+        .map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", stack.gateway)).expect("connects");
+            stream.write_all(b"GET / HTTP/1.1\r\nX: ").expect("writes");
+            stream
+        })
+        .collect();
+    for _ in 0..5 {
+        stack.assert_stands();
+        // A peer that was closed cannot be written to.
+        slow.retain_mut(|stream| stream.write_all(b"a").is_ok());
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    for mut stream in slow {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("sets");
+        let mut reply = Vec::new();
+        let end = stream.read_to_end(&mut reply);
+        assert!(!matches!(end, Err(error) if error.kind() == ErrorKind::WouldBlock), "it is still open");
+        assert!(!reply.starts_with(b"HTTP/1.1 200"));
+    }
+    stack.assert_stands();
+}
