@@ -2,11 +2,11 @@
 //!
 //! # The way of a request
 //!
-//! 1. [`handler`] refuses processes of users that may not settle.
-//! 2. [`request`] reads what is to be done, and the body. [`amounts`] parses that.
+//! 1. `handler` refuses processes of users that may not settle.
+//! 2. `request` reads what is to be done, and the body. `amounts` parses that.
 //! 3. The key is where checks expect it ([`credential`](crate::credential)).
-//! 4. [`settle`] asks the daemon.
-//! 5. [`reply`] states the balances, or the problem and whether the request can be sent again.
+//! 4. `settle` asks the daemon.
+//! 5. `reply` states the balances, or the problem and whether the request can be sent again.
 //!
 //! Nothing is sent to the daemon twice: a duplicate debit would bill a response twice.
 
