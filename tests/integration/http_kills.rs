@@ -7,13 +7,13 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::{
-    Daemon, Export, Random, SetOnDrop, TIMEOUT, dose, free_port, key_target, row, start_companion,
+    Daemon, Export, Random, SetOnDrop, TIMEOUT, dose, free_port, key_target, row, start_companion, wait_until,
 };
 
 /// Keys that are revoked, one after each kill.
@@ -95,12 +95,8 @@ fn kills_of_the_daemon_and_of_the_companion_let_nothing_through() {
             assert!(daemon.revoke(key_target(&format!("r{number}"))).durable);
             revoked.store(number + 1, Ordering::Release);
         }
-        let deadline = Instant::now() + TIMEOUT;
         let before = allowed.load(Ordering::Relaxed);
-        while allowed.load(Ordering::Relaxed) < before + 10 {
-            assert!(Instant::now() < deadline, "nothing is allowed after the kills");
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("checks to be allowed after the kills", || allowed.load(Ordering::Relaxed) >= before + 10);
     });
     drop(companion);
     assert!(unavailable.load(Ordering::Relaxed) > 0, "no check met a killed daemon");
@@ -134,15 +130,13 @@ fn kills_of_the_companion_forget_no_charge() {
             companion.end(Signal::KILL);
             companion = start_companion(directory.path());
         }
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
-            assert!(Instant::now() < deadline, "the credits are not spent");
-            match check(port, "prepaid") {
-                Some(200) => _ = admitted.fetch_add(1, Ordering::Relaxed),
-                Some(402) => break,
-                _ => {}
+        wait_until("the credits to be spent", || match check(port, "prepaid") {
+            Some(200) => {
+                admitted.fetch_add(1, Ordering::Relaxed);
+                false
             }
-        }
+            status => status == Some(402),
+        });
     });
     let admitted = admitted.load(Ordering::Relaxed);
     // A check that was charged can lack its answer: at most one for each client and kill.
