@@ -9,7 +9,7 @@ use crate::charge_once::{ChargeId, ChargedRequests, RequestId, Turn};
 use crate::client_address::AddressSource;
 use crate::credential::{Credential, CredentialError, CredentialPlaces};
 use crate::gateway::Gateway;
-use crate::hint::Hints;
+use crate::hint::{HintSource, Hints};
 use crate::host::{self, HostError};
 use crate::identity::IdentityHeaders;
 use crate::origin;
@@ -54,6 +54,13 @@ pub struct Checked<'c> {
     pub requirements: Requirements,
 }
 
+impl Checked<'_> {
+    /// A request that cannot be read.
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        Self { outcome: Outcome::Refused(refusal), route: None, requirements: Requirements::default() }
+    }
+}
+
 /// A request for which the daemon has to be asked.
 struct Question<'r> {
     credential: Credential<'r>,
@@ -80,7 +87,7 @@ impl CheckRules {
     ) -> Checked<'_> {
         let (route, plan) = match self.plan(parts) {
             Ok(planned) => planned,
-            Err(refusal) => (None, Plan::Done(Outcome::Refused(refusal))),
+            Err(refusal) => return Checked::refused(refusal),
         };
         let (outcome, requirements) = match plan {
             Plan::Done(outcome) => (outcome, Requirements::default()),
@@ -139,9 +146,13 @@ impl CheckRules {
             Access::Key if original.is_preflight && route.cors_preflight => return done(Outcome::Preflight),
             Access::Key => {}
         }
-        let own_query = parts.uri.query().filter(|_| self.gateway.sets_query());
+        let source = HintSource {
+            headers: &parts.headers,
+            query: parts.uri.query().filter(|_| self.gateway.sets_query()),
+            attributes: parts.extensions.get(),
+        };
         let question = || -> Result<Question<'r>, Refusal> {
-            let requirements = self.hints.add_to(&route.requirements, &parts.headers, own_query)?;
+            let requirements = self.hints.add_to(&route.requirements, &source)?;
             let credential = self.credentials.find(&parts.headers, target.query)?;
             let charge_id = self.request_id.as_ref().and_then(|request_id| {
                 request_id.of(&parts.headers, credential.key(), &route.name, &requirements)

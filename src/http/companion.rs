@@ -141,7 +141,8 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
         let handlers = move || {
             let client = Client::with_options(options);
             let handler = |(GatewayListener { name, rules, .. }, charged)| {
-                GatewayHandler::new(name, rules, client.clone(), charged, own_metrics.clone())
+                let (client, own_metrics) = (client.clone(), own_metrics.clone());
+                GatewayHandler::new(name, rules, client, charged, limits.max_header_bytes, own_metrics)
             };
             gateways.into_iter().zip(charged).map(handler).collect()
         };

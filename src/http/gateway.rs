@@ -5,6 +5,8 @@ use http::StatusCode;
 use http::header::HeaderName;
 use serde::Deserialize;
 
+use crate::connection::Protocol;
+
 /// A gateway, as the configuration names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -13,6 +15,8 @@ pub enum Gateway {
     Nginx,
     /// Envoy's `ext_authz` over HTTP, and what is built on it: Istio, Contour.
     Envoy,
+    /// Envoy's `ext_authz` over gRPC.
+    EnvoyGrpc,
     /// Traefik's `ForwardAuth`.
     Traefik,
     /// Caddy's `forward_auth`.
@@ -28,6 +32,8 @@ pub enum Gateway {
 pub(crate) enum RequestSource {
     /// In its own first line, and in `Host`: the gateway forwards the request without its body.
     Itself,
+    /// In a message ([`Attributes`](crate::envoy_grpc::attributes::Attributes)).
+    Attributes,
     /// In headers that the gateway sets. `host` is `None` if the header `Host` states it.
     Headers { method: HeaderName, target: HeaderName, host: Option<HeaderName> },
 }
@@ -41,6 +47,7 @@ impl Gateway {
         };
         match self {
             Self::Envoy => RequestSource::Itself,
+            Self::EnvoyGrpc => RequestSource::Attributes,
             Self::Nginx => headers("x-original-method", "x-original-uri", None),
             Self::Traefik | Self::Caddy | Self::Apisix | Self::Haproxy => {
                 headers("x-forwarded-method", "x-forwarded-uri", Some("x-forwarded-host"))
@@ -48,10 +55,20 @@ impl Gateway {
         }
     }
 
+    /// What the gateway speaks.
+    pub(crate) fn protocol(self) -> Protocol {
+        if self == Self::EnvoyGrpc { Protocol::Http2 } else { Protocol::Http1 }
+    }
+
     /// Whether the query of a subrequest is always the one in the gateway's configuration. Envoy forwards
     /// the client's, and so does Caddy unless its configuration replaces it.
     pub fn sets_query(self) -> bool {
-        !matches!(self, Self::Envoy | Self::Caddy)
+        !matches!(self, Self::Envoy | Self::EnvoyGrpc | Self::Caddy)
+    }
+
+    /// Whether the gateway sends context extensions.
+    pub fn sets_context(self) -> bool {
+        self == Self::EnvoyGrpc
     }
 
     /// The status that the gateway gets for `status`, which the client is to see. nginx takes every

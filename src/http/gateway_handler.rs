@@ -4,17 +4,26 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::header::HeaderMap;
+use http::request::Parts;
 use http::{Request, Response};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use keyward_client::Client;
 use tracing::warn;
 
 use crate::charge_once::ChargedRequests;
 use crate::check::{CheckRules, Checked};
+use crate::connection::Protocol;
+use crate::envoy_grpc::{CheckRequest, CheckResponse, attributes, call, response};
 use crate::limited_log::LimitedLog;
 use crate::metrics::{CompanionMetrics, GatewayMetrics};
 use crate::outcome::{Outcome, Refusal};
 use crate::server::{Handler, Peer};
+
+/// Bytes of a message of gRPC for each byte that the headers of a request may have. A message states them,
+/// and what the gateway knows besides.
+const MESSAGE_FACTOR: usize = 2;
 
 /// Checks requests, and logs what an operator has to know about.
 pub(crate) struct GatewayHandler {
@@ -22,6 +31,7 @@ pub(crate) struct GatewayHandler {
     rules: CheckRules,
     client: Client,
     charged: Option<Arc<ChargedRequests>>,
+    max_message: usize,
     metrics: GatewayMetrics,
     failed_open: LimitedLog,
     unavailable: LimitedLog,
@@ -29,12 +39,14 @@ pub(crate) struct GatewayHandler {
 }
 
 impl GatewayHandler {
-    /// `charged` are the charged requests of the gateway, which its handlers on all threads share.
+    /// `charged` are the charged requests of the gateway, which its handlers on all threads share. The
+    /// headers of a request have at most `max_header_bytes`.
     pub(crate) fn new(
         name: String,
         rules: CheckRules,
         client: Client,
         charged: Option<Arc<ChargedRequests>>,
+        max_header_bytes: usize,
         metrics: CompanionMetrics,
     ) -> Self {
         let metrics = GatewayMetrics::new(&name, rules.routes.fail_open_names(), metrics);
@@ -43,11 +55,40 @@ impl GatewayHandler {
             rules,
             client,
             charged,
+            max_message: max_header_bytes.saturating_mul(MESSAGE_FACTOR),
             metrics,
             failed_open: LimitedLog::default(),
             unavailable: LimitedLog::default(),
             misconfigured: LimitedLog::default(),
         }
+    }
+
+    /// Checks the request that a subrequest is about.
+    async fn check(&self, parts: &Parts) -> Checked<'_> {
+        let start = Instant::now();
+        let checked = self.rules.check(&self.client, self.charged.as_ref(), parts).await;
+        self.record(&checked, start);
+        checked
+    }
+
+    /// Checks the request that a message is about.
+    async fn check_message(&self, message: CheckRequest) -> CheckResponse {
+        let start = Instant::now();
+        match attributes::read(message) {
+            Ok(parts) => response::of(&self.rules, &self.check(&parts).await, &parts.headers),
+            Err(refusal) => {
+                let checked = Checked::refused(refusal);
+                self.record(&checked, start);
+                response::of(&self.rules, &checked, &HeaderMap::new())
+            }
+        }
+    }
+
+    /// Counts a check, and logs it if an operator has to know about it.
+    fn record(&self, checked: &Checked<'_>, start: Instant) {
+        self.log(checked);
+        let route = checked.route.map(|route| route.name.as_str());
+        self.metrics.count(&checked.outcome, route, start.elapsed());
     }
 
     fn log(&self, checked: &Checked<'_>) {
@@ -79,16 +120,25 @@ impl GatewayHandler {
 }
 
 impl Handler for GatewayHandler {
-    async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Bytes> {
-        let start = Instant::now();
-        // Dropping the body leaves it unread.
-        let (parts, _) = request.into_parts();
-        let checked = self.rules.check(&self.client, self.charged.as_ref(), &parts).await;
-        self.log(&checked);
-        let reply = self.rules.reply(&checked, &parts.headers).map(Bytes::from);
-        let route = checked.route.map(|route| route.name.as_str());
-        self.metrics.count(&checked.outcome, route, start.elapsed());
-        reply
+    type Body = Either<Full<Bytes>, tonic::body::Body>;
+
+    async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Self::Body> {
+        match self.protocol() {
+            Protocol::Http1 => {
+                // Dropping the body leaves it unread.
+                let (parts, _) = request.into_parts();
+                let checked = self.check(&parts).await;
+                self.rules.reply(&checked, &parts.headers).map(|body| Either::Left(Full::from(body)))
+            }
+            Protocol::Http2 => {
+                let check = |message| self.check_message(message);
+                call::answer(request, self.max_message, check).await.map(Either::Right)
+            }
+        }
+    }
+
+    fn protocol(&self) -> Protocol {
+        self.rules.gateway.protocol()
     }
 
     fn connection_opened(&self) {

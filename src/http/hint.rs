@@ -9,6 +9,7 @@ use http::header::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
+use crate::envoy_grpc::attributes::Attributes;
 use crate::header::{HeaderError, single};
 use crate::route::Requirements;
 
@@ -35,6 +36,18 @@ pub enum HintPlace {
     Headers,
     /// In the query of the subrequest: `scopes`, `cost`, `costs`, `environment`.
     Query,
+    /// In context extensions of Envoy with these names, which only its configuration can set.
+    Context,
+}
+
+/// What hints are read from.
+pub struct HintSource<'r> {
+    /// The headers of the subrequest.
+    pub headers: &'r HeaderMap,
+    /// The query of the subrequest, if the gateway sets it.
+    pub query: Option<&'r str>,
+    /// What a message states besides headers, if the gateway sends messages.
+    pub(crate) attributes: Option<&'r Attributes>,
 }
 
 /// The hints that a gateway sends.
@@ -99,17 +112,13 @@ impl Hints {
     ///
     /// # Errors
     /// If a hint is missing or cannot be used.
-    pub fn add_to(
-        &self,
-        route: &Requirements,
-        headers: &HeaderMap,
-        query: Option<&str>,
-    ) -> Result<Requirements, HintError> {
+    pub fn add_to(&self, route: &Requirements, source: &HintSource<'_>) -> Result<Requirements, HintError> {
         let mut requirements = route.clone();
         for kind in &self.kinds {
             let text = match self.place {
-                HintPlace::Headers => Cow::Borrowed(header(*kind, headers)?),
-                HintPlace::Query => parameter(*kind, query.unwrap_or_default())?,
+                HintPlace::Headers => Cow::Borrowed(header(*kind, source.headers)?),
+                HintPlace::Query => parameter(*kind, source.query.unwrap_or_default())?,
+                HintPlace::Context => Cow::Borrowed(extension(*kind, source.attributes)?),
             };
             if text != NONE {
                 requirements.add(*kind, &text)?;
@@ -166,6 +175,16 @@ fn header(kind: HintKind, headers: &HeaderMap) -> Result<&str, HintError> {
     }
 }
 
+fn extension(kind: HintKind, attributes: Option<&Attributes>) -> Result<&str, HintError> {
+    let missing = HintError::Missing(kind.name());
+    let mut values = attributes.ok_or(missing.clone())?.context(kind.name());
+    let value = values.next().filter(|value| !value.is_empty()).ok_or(missing)?;
+    if values.next().is_some() {
+        return Err(HintError::Repeated(kind.name()));
+    }
+    str::from_utf8(value).map_err(|_| HintError::NotText(kind.name()))
+}
+
 fn parameter(kind: HintKind, query: &str) -> Result<Cow<'_, str>, HintError> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     let mut values = pairs.filter(|(name, _)| *name == kind.name()).map(|(_, value)| value);
@@ -194,7 +213,8 @@ mod tests {
     }
 
     fn with_query(route: &Requirements, query: &str) -> Result<Requirements, HintError> {
-        Hints { place: HintPlace::Query, kinds: ALL.to_vec() }.add_to(route, &HeaderMap::new(), Some(query))
+        let source = HintSource { headers: &HeaderMap::new(), query: Some(query), attributes: None };
+        Hints { place: HintPlace::Query, kinds: ALL.to_vec() }.add_to(route, &source)
     }
 
     fn with_headers(route: &Requirements, values: [&str; 4]) -> Result<Requirements, HintError> {
@@ -202,7 +222,19 @@ mod tests {
         for (kind, value) in ALL.into_iter().zip(values) {
             headers.append(kind.header(), HeaderValue::from_str(value).expect("a value"));
         }
-        Hints { place: HintPlace::Headers, kinds: ALL.to_vec() }.add_to(route, &headers, None)
+        let source = HintSource { headers: &headers, query: None, attributes: None };
+        Hints { place: HintPlace::Headers, kinds: ALL.to_vec() }.add_to(route, &source)
+    }
+
+    fn with_context(
+        route: &Requirements,
+        context: &[(&'static str, &'static str)],
+    ) -> Result<Requirements, HintError> {
+        let context = context.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let attributes = Attributes { context, ..Attributes::default() };
+        let source =
+            HintSource { headers: &HeaderMap::new(), query: Some("scopes=q"), attributes: Some(&attributes) };
+        Hints { place: HintPlace::Context, kinds: ALL.to_vec() }.add_to(route, &source)
     }
 
     #[test]
@@ -218,8 +250,16 @@ mod tests {
         assert_eq!(with_query(&route(), query), Ok(expected.clone()));
         assert_eq!(
             with_headers(&route(), ["b:read, c", "5", "tokens=1500, requests=0", "live"]),
-            Ok(expected)
+            Ok(expected.clone())
         );
+        let context = [
+            ("costs", "tokens=1500,requests=0"),
+            ("scopes", "b:read c"),
+            ("other", "1"),
+            ("environment", "live"),
+            ("cost", "5"),
+        ];
+        assert_eq!(with_context(&route(), &context), Ok(expected));
         assert_eq!(with_headers(&route(), ["-", "-", "-", "-"]), Ok(route()));
     }
 
@@ -243,10 +283,33 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(HintKind::Scopes.header(), HeaderValue::from_static("a"));
         headers.append(HintKind::Scopes.header(), HeaderValue::from_static("-"));
-        assert_eq!(only_scopes.add_to(&route(), &headers, None), Err(HintError::Repeated("scopes")));
+        let source = HintSource { headers: &headers, query: Some("cost=0"), attributes: None };
+        assert_eq!(only_scopes.add_to(&route(), &source), Err(HintError::Repeated("scopes")));
         // Hints that are not configured are ignored: a client may have sent them.
         let none = Hints { place: HintPlace::Headers, kinds: Vec::new() };
-        assert_eq!(none.add_to(&route(), &headers, Some("cost=0")), Ok(route()));
+        assert_eq!(none.add_to(&route(), &source), Ok(route()));
+    }
+
+    #[test]
+    fn missing_or_repeated_context_extension_is_refused() {
+        let rest = [("cost", "-"), ("costs", "-"), ("environment", "-")];
+        for (scopes, expected) in [
+            (&[][..], HintError::Missing("scopes")),
+            (&[("scopes", "")], HintError::Missing("scopes")),
+            (&[("Scopes", "a")], HintError::Missing("scopes")),
+            (&[("scopes", "-"), ("scopes", "a")], HintError::Repeated("scopes")),
+        ] {
+            assert_eq!(with_context(&route(), &[scopes, &rest].concat()), Err(expected), "{scopes:?}");
+        }
+        let bytes = vec![("scopes".into(), (&b"\xff"[..]).into())];
+        let attributes = Attributes { context: bytes, ..Attributes::default() };
+        let hints = Hints { place: HintPlace::Context, kinds: vec![HintKind::Scopes] };
+        for (attributes, expected) in
+            [(Some(&attributes), HintError::NotText("scopes")), (None, HintError::Missing("scopes"))]
+        {
+            let source = HintSource { headers: &HeaderMap::new(), query: None, attributes };
+            assert_eq!(hints.add_to(&route(), &source), Err(expected));
+        }
     }
 
     #[test]

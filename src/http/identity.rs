@@ -65,21 +65,32 @@ impl IdentityHeaders {
         for (name, text) in fields {
             headers.insert(name, value(text.unwrap_or_default()));
         }
+        for (header, text) in self.metadata.iter().map(|field| &field.header).zip(self.texts(decision)) {
+            headers.insert(header, value(&text));
+        }
+    }
+
+    /// The fields of the metadata that the upstream gets to know, and their values.
+    pub(crate) fn metadata(&self, decision: Option<&Decision>) -> Vec<(&str, String)> {
+        let fields = self.metadata.iter().map(|field| field.field.as_str());
+        fields.zip(self.texts(decision)).collect()
+    }
+
+    /// The value of each field of the metadata, empty if the key has none.
+    fn texts(&self, decision: Option<&Decision>) -> Vec<String> {
         if self.metadata.is_empty() {
-            return;
+            return Vec::new();
         }
         let metadata = decision.and_then(Decision::metadata);
         // The daemon checks metadata when it loads keys: what is not an object has no fields.
         let object: Map<String, Value> =
             metadata.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        for MetadataHeader { header, field } in &self.metadata {
-            let text = match object.get(field) {
-                None | Some(Value::Null) => String::new(),
-                Some(Value::String(text)) => text.clone(),
-                Some(other) => other.to_string(),
-            };
-            headers.insert(header, value(&text));
-        }
+        let text = |MetadataHeader { field, .. }: &MetadataHeader| match object.get(field) {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        self.metadata.iter().map(text).collect()
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use keyward_admin::message::{Command, Metrics};
 use keyward_admin::{CommandError, send_command_within};
@@ -102,7 +103,15 @@ fn describe(error: CommandError) -> String {
 }
 
 impl Handler for Monitor {
-    async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Bytes> {
+    type Body = Full<Bytes>;
+
+    async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        self.respond(&request).await.map(Full::new)
+    }
+}
+
+impl Monitor {
+    async fn respond(&self, request: &Request<Incoming>) -> Response<Bytes> {
         let path = request.uri().path();
         if !matches!(path, "/metrics" | "/healthz" | "/readyz") {
             return plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n");

@@ -4,6 +4,7 @@ use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderMap, HeaderName, O
 use http::request::Parts;
 use http::{Method, Uri};
 
+use crate::envoy_grpc::attributes::Attributes;
 use crate::gateway::RequestSource;
 use crate::header::{HeaderError, single};
 
@@ -32,6 +33,18 @@ pub enum OriginalError {
     /// The method is not one.
     #[error("the header {0} does not state a method")]
     Method(HeaderName),
+    /// A message states no request of HTTP.
+    #[error("the gateway has not stated a request of HTTP")]
+    NoRequest,
+    /// A message states a header that is not one.
+    #[error("the gateway has stated a header with characters that none can have")]
+    MalformedHeader,
+    /// A message does not state a method.
+    #[error("the gateway has not stated a method")]
+    NoMethod,
+    /// A message states a target that is not text.
+    #[error("the target is not text")]
+    Target,
     /// The path does not begin with the prefix that the gateway is said to put before every path.
     #[error("the path of the subrequest is not below `path_prefix`")]
     Prefix,
@@ -50,6 +63,11 @@ pub(crate) fn read<'r>(
             // A target that is no path, such as that of OPTIONS *, follows the prefix as it is.
             let target = target_text(&parts.uri).strip_prefix(path_prefix).ok_or(OriginalError::Prefix)?;
             (parts.method.clone(), target, &HOST)
+        }
+        RequestSource::Attributes => {
+            let Attributes { method, target, .. } = parts.extensions.get().ok_or(OriginalError::NoRequest)?;
+            let method = Method::from_bytes(method).map_err(|_| OriginalError::NoMethod)?;
+            (method, str::from_utf8(target).map_err(|_| OriginalError::Target)?, &HOST)
         }
         RequestSource::Headers { method, target, host } => {
             let name = required(headers, method)?;

@@ -8,6 +8,7 @@ use crate::hint::HintError;
 use crate::host::HostError;
 use crate::origin::OriginError;
 use crate::original::OriginalError;
+use crate::server::MAX_HEADERS;
 use crate::target::TargetError;
 
 /// What the check of a request came to. Only the first five let it through.
@@ -52,6 +53,9 @@ pub enum Refusal {
     /// Its method has lower-case letters. Some programs take it for that in capitals, and others do not.
     #[error("the method has lower-case letters")]
     Method,
+    /// It has more headers than are read.
+    #[error("the request has more than {MAX_HEADERS} headers")]
+    TooManyHeaders,
     /// Its host is malformed, or missing.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -79,7 +83,9 @@ impl From<OriginalError> for Refusal {
     fn from(error: OriginalError) -> Self {
         match error {
             // The gateway passes on what the client has sent.
-            OriginalError::Header(HeaderError::NotText(_)) => Self::Target(TargetError::Character),
+            OriginalError::Header(HeaderError::NotText(_)) | OriginalError::Target => {
+                Self::Target(TargetError::Character)
+            }
             error => Self::Original(error),
         }
     }
@@ -129,6 +135,7 @@ impl Refusal {
             Self::Credential(_) => "INVALID_CREDENTIAL",
             Self::Target(_) => "AMBIGUOUS_PATH",
             Self::Method => "INVALID_METHOD",
+            Self::TooManyHeaders => "TOO_MANY_HEADERS",
             Self::Host(_) => "INVALID_HOST",
             Self::Origin(_) => "INVALID_ORIGIN",
             Self::NoRoute => "NO_ROUTE",

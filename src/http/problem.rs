@@ -191,6 +191,11 @@ fn refused(refusal: &Refusal, code: &'static str) -> Problem {
         Refusal::Credential(_) => {
             Problem::new(StatusCode::BAD_REQUEST, code, sentence()).challenge(Challenge::InvalidRequest)
         }
+        Refusal::TooManyHeaders => Problem::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            code,
+            "The request has too many headers.",
+        ),
         Refusal::Target(_) | Refusal::Method | Refusal::Host(_) | Refusal::Origin(_) => {
             Problem::new(StatusCode::BAD_REQUEST, code, sentence())
         }

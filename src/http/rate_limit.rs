@@ -44,13 +44,13 @@ impl Default for RateLimitHeaders {
     }
 }
 
-/// One limit, as the headers state it.
-struct Item<'d> {
-    name: &'d str,
-    limit: u64,
-    remaining: u64,
+/// One limit, as it is stated.
+pub(crate) struct LimitState<'d> {
+    pub(crate) name: &'d str,
+    pub(crate) limit: u64,
+    pub(crate) remaining: u64,
     /// `None`: time does not change the balance, or takes longer than can be stated.
-    reset: Option<Duration>,
+    pub(crate) reset: Option<Duration>,
 }
 
 impl RateLimitHeaders {
@@ -59,23 +59,28 @@ impl RateLimitHeaders {
         self.standard && self.all
     }
 
+    /// The limits that are stated: all of the key, or the one that decided.
+    pub(crate) fn states<'d>(&self, decision: &'d Decision) -> Vec<LimitState<'d>> {
+        let all = decision.balances().map(LimitState::from);
+        let mut states: Vec<_> = if self.all { all.collect() } else { Vec::new() };
+        // An answer without balances is that of a key without limits, or of an unknown key.
+        if states.is_empty() {
+            states.extend(decision.limit().map(LimitState::from));
+        }
+        states
+    }
+
     /// Adds the headers of a decision. Without a limit there are none.
     pub fn add(&self, decision: &Decision, headers: &mut HeaderMap) {
-        let deciding = decision.limit().map(Item::from);
         if self.standard {
-            let all = decision.balances().map(Item::from);
-            let mut items: Vec<Item<'_>> = if self.all { all.collect() } else { Vec::new() };
-            // An answer without balances is that of a key without limits, or of an unknown key.
-            if items.is_empty() {
-                items.extend(decision.limit().map(Item::from));
-            }
-            insert(headers, RATE_LIMIT_POLICY, &list(&items, Item::write_policy));
-            insert(headers, RATE_LIMIT, &list(&items, Item::write_state));
+            let states = self.states(decision);
+            insert(headers, RATE_LIMIT_POLICY, &list(&states, LimitState::write_policy));
+            insert(headers, RATE_LIMIT, &list(&states, LimitState::write_state));
         }
-        if let Some(item) = deciding.filter(|_| self.legacy) {
-            insert(headers, X_RATE_LIMIT, &item.limit.to_string());
-            insert(headers, X_RATE_LIMIT_REMAINING, &item.remaining.to_string());
-            if let Some(reset) = item.reset {
+        if let Some(state) = decision.limit().map(LimitState::from).filter(|_| self.legacy) {
+            insert(headers, X_RATE_LIMIT, &state.limit.to_string());
+            insert(headers, X_RATE_LIMIT_REMAINING, &state.remaining.to_string());
+            if let Some(reset) = state.reset {
                 insert(headers, X_RATE_LIMIT_RESET, &seconds(reset).to_string());
             }
         }
@@ -87,7 +92,7 @@ pub(crate) fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-impl<'d> From<Limit<'d>> for Item<'d> {
+impl<'d> From<Limit<'d>> for LimitState<'d> {
     fn from(limit: Limit<'d>) -> Self {
         Self {
             name: limit.name,
@@ -98,7 +103,7 @@ impl<'d> From<Limit<'d>> for Item<'d> {
     }
 }
 
-impl<'d> From<Balance<'d>> for Item<'d> {
+impl<'d> From<Balance<'d>> for LimitState<'d> {
     fn from(balance: Balance<'d>) -> Self {
         let is_refilled = balance.kind != LimitKind::Credits && balance.reset < LONGEST;
         Self {
@@ -110,7 +115,7 @@ impl<'d> From<Balance<'d>> for Item<'d> {
     }
 }
 
-impl Item<'_> {
+impl LimitState<'_> {
     fn write_policy(&self, to: &mut String) {
         // Writing to a string does not fail.
         let _ = write!(to, "{};q={}", quoted(self.name), self.limit.min(MAX_INTEGER));
@@ -128,13 +133,13 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", utf8_percent_encode(name, &ENCODED))
 }
 
-fn list<'d>(items: &[Item<'d>], write: fn(&Item<'d>, &mut String)) -> String {
+fn list<'d>(states: &[LimitState<'d>], write: fn(&LimitState<'d>, &mut String)) -> String {
     let mut text = String::new();
-    for item in items {
+    for state in states {
         if !text.is_empty() {
             text.push_str(", ");
         }
-        write(item, &mut text);
+        write(state, &mut text);
     }
     text
 }

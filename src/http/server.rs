@@ -1,9 +1,9 @@
-//! Serving HTTP/1.1 on one listener, with bounds on connections, headers and time.
+//! Serving one listener, with a bound on its connections.
 //!
 //! Bodies are left to the handler. hyper closes a connection whose request has more of a body than was
 //! read or received already.
 
-use std::convert::Infallible;
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
@@ -12,18 +12,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::body::{Body, Incoming};
 use keyward_service::log_limit::LogLimit;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
-use tracing::{debug, warn};
+use tracing::warn;
+
+use crate::connection::{Protocol, converse};
 
 /// Pause after a connection could not be accepted, usually for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -32,7 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const UNEXPECTED_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum number of headers. Browsers and proxies together send some 30.
-const MAX_HEADERS: usize = 128;
+pub(crate) const MAX_HEADERS: usize = 128;
 
 /// hyper's smallest buffer.
 pub const MIN_HEADER_BYTES: usize = 8 << 10;
@@ -46,14 +43,15 @@ pub enum Listener {
     Tcp(TcpListener),
 }
 
-/// The bounds of one listener.
+/// The bounds of one listener, and of each of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
     /// Connections beyond it wait to be accepted.
     pub max_connections: usize,
     /// Bytes of the first line and the headers of a request, at least [`MIN_HEADER_BYTES`].
     pub max_header_bytes: usize,
-    /// Time within which the headers of the next request have to arrive.
+    /// Time within which the headers of the next request have to arrive, and within which a peer has to
+    /// take some of a reply.
     pub idle_timeout: Duration,
     /// Time that connections have to end in, once the server stops.
     pub drain_timeout: Duration,
@@ -70,10 +68,21 @@ pub struct Peer {
 
 /// What answers requests.
 pub trait Handler: 'static {
+    /// The body of its replies.
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + 'static;
+
     /// The reply to a request. `peer` is `None` if it came through TCP. A body is read within bounds, or
     /// not at all.
-    fn handle(&self, peer: Option<Peer>, request: Request<Incoming>)
-    -> impl Future<Output = Response<Bytes>>;
+    fn handle(
+        &self,
+        peer: Option<Peer>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>>;
+
+    /// What its peers speak.
+    fn protocol(&self) -> Protocol {
+        Protocol::Http1
+    }
 
     /// Whether requests of this peer are answered with more than a refusal.
     fn expects(&self, _peer: Option<Peer>) -> bool {
@@ -130,7 +139,7 @@ pub async fn serve(
     handler.each_second();
 }
 
-async fn stopped(mut stop: watch::Receiver<bool>) {
+pub(crate) async fn stopped(mut stop: watch::Receiver<bool>) {
     // An error says that the sender is gone.
     let _ = stop.wait_for(|is_stopping| *is_stopping).await;
 }
@@ -189,41 +198,12 @@ impl<H: Handler> Drop for OpenConnection<H> {
     }
 }
 
-/// Serves one connection until it ends.
-async fn converse(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-    peer: Option<Peer>,
-    limits: ServerLimits,
-    handler: Rc<impl Handler>,
-    stop: watch::Receiver<bool>,
-) {
-    let service = service_fn(|request| {
-        let handler = Rc::clone(&handler);
-        async move { Ok::<_, Infallible>(handler.handle(peer, request).await.map(Full::new)) }
-    });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.idle_timeout)
-        .max_buf_size(limits.max_header_bytes.max(MIN_HEADER_BYTES))
-        .max_headers(MAX_HEADERS);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stopped(stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        debug!(%error, "a connection ended with an error");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
     use std::path::{Path, PathBuf};
 
+    use http_body_util::Full;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
     use tokio::task::{JoinHandle, LocalSet, spawn_local};
@@ -250,12 +230,14 @@ mod tests {
     }
 
     impl Handler for Echo {
-        async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Bytes> {
+        type Body = Full<Bytes>;
+
+        async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Full<Bytes>> {
             self.requests.set(self.requests.get() + 1);
             if request.uri().path() == "/slow" {
                 self.may_end.notified().await;
             }
-            Response::new(Bytes::copy_from_slice(request.uri().path().as_bytes()))
+            Response::new(Full::new(Bytes::copy_from_slice(request.uri().path().as_bytes())))
         }
     }
 

@@ -110,7 +110,14 @@ fn gateways(
             });
         let is_query = hints.place == HintPlace::Query && !hints.kinds.is_empty();
         if is_query && !table.kind.sets_query() {
-            let problem = "the query can be the client's, which could write hints: use \"headers\", which the gateway sets";
+            let places = if table.kind.sets_context() { "\"headers\" or \"context\"" } else { "\"headers\"" };
+            let problem = format!(
+                "the query can be the client's, which could write hints: use {places}, which the gateway sets"
+            );
+            return Err(error("hints.place", &problem));
+        }
+        if hints.place == HintPlace::Context && !table.kind.sets_context() {
+            let problem = "only envoy-grpc sends context extensions: use \"query\" or \"headers\"";
             return Err(error("hints.place", problem));
         }
         let client_address = table.client_address.map(|ClientAddress { header, trusted_hops }| {

@@ -330,6 +330,14 @@ fn invalid_gateway_is_refused_with_its_place() {
             ": gateways[0].path_prefix: only Envoy forwards the client's path: leave it out",
         ),
         (
+            gateway("hints = { place = 'context', kinds = ['cost'] }"),
+            ": gateways[0].hints.place: only envoy-grpc sends context extensions: use \"query\" or \"headers\"",
+        ),
+        (
+            gateway("hints = { place = 'query', kinds = ['cost'] }").replace("nginx", "envoy-grpc"),
+            ": gateways[0].hints.place: the query can be the client's, which could write hints: use \"headers\" or \"context\", which the gateway sets",
+        ),
+        (
             gateway("hints = { place = 'query', kinds = ['cost'] }").replace("nginx", "envoy"),
             ": gateways[0].hints.place: the query can be the client's, which could write hints: use \"headers\", which the gateway sets",
         ),

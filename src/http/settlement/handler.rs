@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use keyward_client::{Client, Verdict};
 use tracing::warn;
@@ -87,10 +88,12 @@ impl SettlementHandler {
 }
 
 impl Handler for SettlementHandler {
-    async fn handle(&self, peer: Option<Peer>, request: Request<Incoming>) -> Response<Bytes> {
+    type Body = Full<Bytes>;
+
+    async fn handle(&self, peer: Option<Peer>, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let settled = self.settle(peer, request).await;
         self.log(peer, &settled);
-        settled.reply(&self.rules.credentials).map(Bytes::from)
+        settled.reply(&self.rules.credentials).map(Full::from)
     }
 
     fn expects(&self, peer: Option<Peer>) -> bool {

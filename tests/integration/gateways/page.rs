@@ -3,18 +3,19 @@
 use std::fs;
 use std::path::Path;
 
-/// The gateway's table of http.toml, with a Unix socket in `directory` that every user may connect to: the
-/// gateway's group need not exist.
+/// The gateway's table of http.toml, the first that its page has, with a Unix socket in `directory` that
+/// every user may connect to: the gateway's group need not exist.
 pub(super) fn unix_listener(gateway: &str, group: &str, directory: &Path) -> String {
     let socket = directory.join(format!("{gateway}.sock")).display().to_string();
-    block(
+    let mut tables = blocks(
         gateway,
         "toml",
         &[
             (&format!("/run/keyward-http/{gateway}.sock"), &socket),
             (&format!("socket_group = \"{group}\""), "socket_mode = \"0666\""),
         ],
-    )
+    );
+    tables.swap_remove(0)
 }
 
 /// The only block of `language` in the page of a gateway, with every text in `replaced` replaced. Each has
