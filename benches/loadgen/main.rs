@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod check_server;
 mod connection;
 mod driver;
 mod echo_server;

@@ -1,16 +1,19 @@
 //! The command-line options, the load that they describe, and the output of its report.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use hyper::StatusCode;
 use keyward_protocol::DEFAULT_SOCKET;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 
+use crate::check_server::CheckServer;
 use crate::echo_server::EchoServer;
 use crate::encoded_requests::EncodedRequests;
 use crate::error::LoadError;
@@ -135,6 +138,22 @@ pub(crate) struct Options {
     /// Run the echo server at --socket
     #[arg(long, hide = true)]
     serve_echo: bool,
+
+    /// Run a checker for gateways at --socket that replies to every request with this status
+    #[arg(long, value_name = "STATUS", hide = true)]
+    serve_checks: Option<StatusCode>,
+
+    /// Let the checker listen there as well
+    #[arg(long, value_name = "ADDRESS", hide = true, requires = "serve_checks")]
+    checks_address: Option<SocketAddr>,
+
+    /// Let the checker speak gRPC
+    #[arg(long, hide = true, requires = "serve_checks", conflicts_with = "redis")]
+    grpc: bool,
+
+    /// Let the checker charge token buckets in the Redis server at this socket
+    #[arg(long, value_name = "PATH", hide = true, requires = "serve_checks")]
+    redis: Option<PathBuf>,
 }
 
 /// A kind of server.
@@ -152,6 +171,9 @@ impl Options {
     pub(crate) fn run(&self, out: &mut dyn Write) -> Result<(), Failure> {
         if self.serve_echo {
             return self.serve_echo();
+        }
+        if let Some(status) = self.serve_checks {
+            return self.serve_checks(status);
         }
         let config = self.load_config()?;
         let keys = self.keys()?;
@@ -232,6 +254,12 @@ impl Options {
             TargetKind::Memcached => Box::new(Memcached::new(keys, hit_rate)?),
             TargetKind::Postgres => Box::new(Postgres::new(keys, hit_rate)?),
         })
+    }
+
+    fn serve_checks(&self, status: StatusCode) -> Result<(), Failure> {
+        CheckServer { status, grpc: self.grpc, redis: self.redis.clone() }
+            .serve(self.socket.as_path(), self.checks_address)
+            .map_err(|error| Failure::new(Exit::Failed, format_args!("the checker failed: {error}")))
     }
 
     fn serve_echo(&self) -> Result<(), Failure> {

@@ -16,10 +16,10 @@ use keyward_service::listener::BoundSocket;
 use keyward_service::passed_sockets::PassedSocket;
 use keyward_service::{descriptors, notify};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::charge_once::ChargedRequests;
@@ -228,9 +228,10 @@ fn start_thread<H: Handler>(
 ) -> Result<JoinHandle<Result<(), RunError>>, RunError> {
     let work = move || {
         let ThreadContext { stopping, registered, working: _working } = context;
-        let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(os_error("start a runtime"))?;
-        LocalSet::new().block_on(&runtime, async {
+        // Not a LocalSet, whose tasks and those of the runtime, such as the client's, wake each other by way
+        // of epoll.
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        runtime.map_err(os_error("start a runtime"))?.block_on(async {
             let mut serving = JoinSet::new();
             for (socket, handler) in sockets.into_iter().zip(handlers()) {
                 let listener = socket.register().map_err(os_error("listen"))?;

@@ -207,7 +207,8 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    /// Far longer than a test takes.
+    const LONG: Duration = Duration::from_secs(20);
     const SHORT: Duration = Duration::from_millis(50);
 
     const LIMITS: ServerLimits = ServerLimits {

@@ -3,6 +3,8 @@
 //! All of these headers are always sent, empty if there is nothing to state: the gateway copies them
 //! over those that a client may have forged.
 
+use std::borrow::Cow;
+
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use keyward_client::Decision;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -96,9 +98,10 @@ impl IdentityHeaders {
 
 /// Visible ASCII stays as it is; everything else is percent-encoded, as UTF-8.
 pub(crate) fn value(text: &str) -> HeaderValue {
-    let encoded = utf8_percent_encode(text, &ENCODED).to_string();
+    // Most texts need no encoding, and are copied once.
+    let encoded = Cow::from(utf8_percent_encode(text, &ENCODED));
     // Visible ASCII is a value.
-    HeaderValue::try_from(encoded).unwrap_or_else(|_| HeaderValue::from_static(""))
+    HeaderValue::from_str(&encoded).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 #[cfg(test)]

@@ -16,6 +16,9 @@ const STATUS: HeaderName = HeaderName::from_static("x-keyward-status");
 /// The problem body, for gateways that drop the body of an answer.
 const PROBLEM: HeaderName = HeaderName::from_static("x-keyward-problem");
 
+/// Headers that a reply has room for from the start: the identity, the limits, and what each reply has.
+const USUAL_HEADERS: usize = 16;
+
 /// The name of the outcome, for the log of the gateway.
 pub(crate) const VERDICT: HeaderName = HeaderName::from_static("x-keyward-verdict");
 
@@ -38,6 +41,7 @@ impl CheckRules {
 
     fn let_through(&self, checked: &Checked<'_>) -> Response<String> {
         let mut reply = Response::new(String::new());
+        reply.headers_mut().reserve(USUAL_HEADERS);
         let decision = checked.outcome.decision().filter(|decision| decision.is_allowed());
         self.identity.add(decision, reply.headers_mut());
         if let Some(name) = self.gateway.removal_header() {

@@ -100,7 +100,7 @@ pub trait Handler: 'static {
 }
 
 /// Serves connections until `stop` is true or its sender is gone, and then lets the requests in
-/// progress end. Has to run within a [`LocalSet`](tokio::task::LocalSet).
+/// progress end. Has to run in a [`LocalRuntime`](tokio::runtime::LocalRuntime).
 pub async fn serve(
     listener: Listener,
     limits: ServerLimits,

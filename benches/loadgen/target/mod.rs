@@ -18,7 +18,7 @@ mod echo;
 mod keyward;
 mod memcached;
 mod postgres;
-mod redis;
+pub(crate) mod redis;
 
 pub(crate) use echo::Echo;
 pub(crate) use keyward::{Keyward, VerifyOptions};

@@ -1,5 +1,6 @@
 //! Redis: GET of a key's record, or a common token bucket in Lua by EVALSHA, in RESP 2, pipelined.
 //! Keys are binary, so that a GET is about as long as a VERIFY.
+//! [`check_server`](crate::check_server) charges the same bucket.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -59,26 +60,20 @@ impl Redis {
         Self::new(keys, hit_rate, Kind::Get, |digest, out| encode_command(&[b"GET", digest], out))
     }
 
-    /// Loads the script into the server at `path`, and encodes an EVALSHA for each digest. The
-    /// bucket of a key is named `b:` followed by the digest.
+    /// Loads the script into the server at `path`, and encodes an EVALSHA for each digest.
     ///
     /// # Errors
     /// When the server cannot be reached or refuses the script, or there are no requests.
     pub(crate) fn bucket(keys: &Keys, hit_rate: f64, path: &Path) -> Result<Self, LoadError> {
-        let mut load = Vec::new();
-        encode_command(&[b"SCRIPT", b"LOAD", BUCKET_SCRIPT.as_bytes()], &mut load);
         let mut stream = connect("Redis", path)?;
-        let sha = round_trip(&mut stream, &load, |input| match parse_reply(input)? {
+        let sha = round_trip(&mut stream, &BucketCommand::load(), |input| match parse_reply(input)? {
             Some((Reply::Bulk(Some(sha)), _)) => Ok(Some(sha.to_vec())),
             Some((Reply::Error(message), _)) => Err(LoadError::Refused(message.into())),
             Some(_) => Err(LoadError::Protocol("SCRIPT LOAD did not return the script's name".into())),
             None => Ok(None),
         })?;
-        Self::new(keys, hit_rate, Kind::Bucket, |digest, out| {
-            let name = [b"b:", digest].concat();
-            let arguments = [RATE.as_bytes(), BURST.as_bytes(), b"1"];
-            encode_command(&[&[b"EVALSHA", sha.as_slice(), b"1", &name][..], &arguments].concat(), out);
-        })
+        let command = BucketCommand::new(sha);
+        Self::new(keys, hit_rate, Kind::Bucket, |digest, out| command.encode(digest, out))
     }
 
     fn new(
@@ -153,6 +148,32 @@ impl Target for Redis {
     }
 }
 
+/// The command that charges a bucket. The bucket of a key is named `b:` followed by its digest.
+pub(crate) struct BucketCommand {
+    /// The name of the script, as the server states it.
+    sha: Vec<u8>,
+}
+
+impl BucketCommand {
+    /// The command that loads the script. Its reply is the script's name.
+    pub(crate) fn load() -> Vec<u8> {
+        let mut load = Vec::new();
+        encode_command(&[b"SCRIPT", b"LOAD", BUCKET_SCRIPT.as_bytes()], &mut load);
+        load
+    }
+
+    pub(crate) fn new(sha: Vec<u8>) -> Self {
+        Self { sha }
+    }
+
+    /// Appends the command for a key.
+    pub(crate) fn encode(&self, digest: &[u8], out: &mut Vec<u8>) {
+        let name = [b"b:", digest].concat();
+        let arguments = [RATE.as_bytes(), BURST.as_bytes(), b"1"];
+        encode_command(&[&[b"EVALSHA", self.sha.as_slice(), b"1", &name][..], &arguments].concat(), out);
+    }
+}
+
 /// Appends a command: an array of bulk strings.
 fn encode_command(words: &[&[u8]], out: &mut Vec<u8>) {
     out.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
@@ -165,7 +186,7 @@ fn encode_command(words: &[&[u8]], out: &mut Vec<u8>) {
 
 /// The replies that these commands can have.
 #[derive(Debug, PartialEq)]
-enum Reply<'a> {
+pub(crate) enum Reply<'a> {
     Simple(&'a [u8]),
     Error(&'a str),
     Bulk(Option<&'a [u8]>),
@@ -174,7 +195,7 @@ enum Reply<'a> {
 }
 
 /// Parses the reply at the start of `input`. Returns it with its size; `None` if it is incomplete.
-fn parse_reply(input: &[u8]) -> Result<Option<(Reply<'_>, usize)>, LoadError> {
+pub(crate) fn parse_reply(input: &[u8]) -> Result<Option<(Reply<'_>, usize)>, LoadError> {
     let Some((head, size)) = parse_line(input, MAX_LINE)? else {
         return Ok(None);
     };

@@ -3,6 +3,7 @@
 //! A test starts the daemon, `keyward http`, the gateway and an upstream that answers with what it has
 //! received. [`cases`] are the same for all gateways.
 
+mod browser;
 mod caddy;
 mod cases;
 mod envoy;

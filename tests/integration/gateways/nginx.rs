@@ -6,13 +6,10 @@ use std::process::Command;
 use super::cases::{self, Traits};
 use super::page::{block, unix_listener};
 use super::stack::Stack;
+use crate::support::Export;
 
-fn start() -> Stack {
-    let mut stack = Stack::start(
-        cases::export(),
-        |directory| unix_listener("nginx", "www-data", directory),
-        cases::ROUTES,
-    );
+pub(super) fn start(export: Export, routes: &str) -> Stack {
+    let mut stack = Stack::start(export, |directory| unix_listener("nginx", "www-data", directory), routes);
     let [socket, log] = ["nginx.sock", "access.log"].map(|name| stack.path(name).display().to_string());
     let configuration = block(
         "nginx",
@@ -36,5 +33,5 @@ fn start() -> Stack {
 #[test]
 #[ignore = "needs nginx"]
 fn documented_configuration_checks_every_request() {
-    cases::all(&mut start(), Traits::default());
+    cases::all(&mut start(cases::export(), cases::ROUTES), Traits::default());
 }

@@ -1,4 +1,5 @@
-//! The application behind a gateway: it answers every request with the request's own head.
+//! The application behind a gateway: it answers every request with the request's own head, and allows
+//! pages of every origin to read the answer.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -44,7 +45,8 @@ fn serve(stream: TcpStream, requests: &AtomicUsize) {
         }
         requests.fetch_add(1, Ordering::SeqCst);
         let reply = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{head}",
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nAccess-Control-Allow-Origin: *\r\n\
+             Access-Control-Allow-Headers: authorization\r\nContent-Length: {}\r\n\r\n{head}",
             head.len()
         );
         if reader.get_mut().write_all(reply.as_bytes()).is_err() {
