@@ -15,7 +15,8 @@ use tracing::warn;
 use crate::charge_once::ChargedRequests;
 use crate::check::{CheckRules, Checked};
 use crate::connection::Protocol;
-use crate::envoy_grpc::{CheckRequest, CheckResponse, attributes, call, response};
+use crate::envoy_grpc::attributes::{self, Attributes};
+use crate::envoy_grpc::{CheckRequest, CheckResponse, call, response};
 use crate::limited_log::LimitedLog;
 use crate::metrics::{CompanionMetrics, GatewayMetrics};
 use crate::outcome::{Outcome, Refusal};
@@ -31,7 +32,7 @@ pub(crate) struct GatewayHandler {
     rules: CheckRules,
     client: Client,
     charged: Option<Arc<ChargedRequests>>,
-    max_message: usize,
+    max_header_bytes: usize,
     metrics: GatewayMetrics,
     failed_open: LimitedLog,
     unavailable: LimitedLog,
@@ -55,7 +56,7 @@ impl GatewayHandler {
             rules,
             client,
             charged,
-            max_message: max_header_bytes.saturating_mul(MESSAGE_FACTOR),
+            max_header_bytes,
             metrics,
             failed_open: LimitedLog::default(),
             unavailable: LimitedLog::default(),
@@ -66,7 +67,12 @@ impl GatewayHandler {
     /// Checks the request that a subrequest is about.
     async fn check(&self, parts: &Parts) -> Checked<'_> {
         let start = Instant::now();
-        let checked = self.rules.check(&self.client, self.charged.as_ref(), parts).await;
+        // hyper refuses only what does not fit into its buffer, which may be twice as much.
+        let checked = if header_bytes(parts) > self.max_header_bytes {
+            Checked::refused(Refusal::HeadersTooLarge)
+        } else {
+            self.rules.check(&self.client, self.charged.as_ref(), parts).await
+        };
         self.record(&checked, start);
         checked
     }
@@ -119,6 +125,14 @@ impl GatewayHandler {
     }
 }
 
+/// Bytes of the target and the headers of a request, with those that separate them.
+fn header_bytes(parts: &Parts) -> usize {
+    let own_target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let stated_target = parts.extensions.get().map_or(0, |stated: &Attributes| stated.target.len());
+    let headers = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    own_target + stated_target + headers.sum::<usize>()
+}
+
 impl Handler for GatewayHandler {
     type Body = Either<Full<Bytes>, tonic::body::Body>;
 
@@ -132,7 +146,8 @@ impl Handler for GatewayHandler {
             }
             Protocol::Http2 => {
                 let check = |message| self.check_message(message);
-                call::answer(request, self.max_message, check).await.map(Either::Right)
+                let max_message = self.max_header_bytes.saturating_mul(MESSAGE_FACTOR);
+                call::answer(request, max_message, check).await.map(Either::Right)
             }
         }
     }

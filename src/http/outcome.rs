@@ -53,9 +53,9 @@ pub enum Refusal {
     /// Its method has lower-case letters. Some programs take it for that in capitals, and others do not.
     #[error("the method has lower-case letters")]
     Method,
-    /// It has more headers than are read.
-    #[error("the request has more than {MAX_HEADERS} headers")]
-    TooManyHeaders,
+    /// It has more or larger headers than the configuration allows.
+    #[error("the request has more than {MAX_HEADERS} headers, or larger ones than `server.max_header_size`")]
+    HeadersTooLarge,
     /// Its host is malformed, or missing.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -135,7 +135,7 @@ impl Refusal {
             Self::Credential(_) => "INVALID_CREDENTIAL",
             Self::Target(_) => "AMBIGUOUS_PATH",
             Self::Method => "INVALID_METHOD",
-            Self::TooManyHeaders => "TOO_MANY_HEADERS",
+            Self::HeadersTooLarge => "HEADERS_TOO_LARGE",
             Self::Host(_) => "INVALID_HOST",
             Self::Origin(_) => "INVALID_ORIGIN",
             Self::NoRoute => "NO_ROUTE",

@@ -191,10 +191,10 @@ fn refused(refusal: &Refusal, code: &'static str) -> Problem {
         Refusal::Credential(_) => {
             Problem::new(StatusCode::BAD_REQUEST, code, sentence()).challenge(Challenge::InvalidRequest)
         }
-        Refusal::TooManyHeaders => Problem::new(
+        Refusal::HeadersTooLarge => Problem::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             code,
-            "The request has too many headers.",
+            "The request has too many or too large headers.",
         ),
         Refusal::Target(_) | Refusal::Method | Refusal::Host(_) | Refusal::Origin(_) => {
             Problem::new(StatusCode::BAD_REQUEST, code, sentence())

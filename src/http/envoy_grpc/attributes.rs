@@ -55,13 +55,13 @@ pub(crate) fn read(message: CheckRequest) -> Result<Parts, Refusal> {
 /// Adds a header. One that cannot be read refuses the request: it might be the one that counts.
 fn add(headers: &mut HeaderMap, name: &[u8], value: Bytes) -> Result<(), Refusal> {
     if headers.len() >= MAX_HEADERS {
-        return Err(Refusal::TooManyHeaders);
+        return Err(Refusal::HeadersTooLarge);
     }
     let malformed = || Refusal::Original(OriginalError::MalformedHeader);
     let name = HeaderName::from_bytes(name).map_err(|_| malformed())?;
     let value = HeaderValue::from_maybe_shared(value).map_err(|_| malformed())?;
     // It is far below the size that a map can have.
-    headers.try_append(name, value).map_err(|_| Refusal::TooManyHeaders)?;
+    headers.try_append(name, value).map_err(|_| Refusal::HeadersTooLarge)?;
     Ok(())
 }
 
@@ -148,8 +148,8 @@ mod tests {
             (message(http(vec![entry("", "c")])), malformed.clone()),
             (message(http(vec![entry("a", "b\nc")])), malformed.clone()),
             (message(HttpRequest { host: "a\0b".into(), ..http(Vec::new()) }), malformed),
-            (message(http(vec![entry("a", "b"); MAX_HEADERS + 1])), Refusal::TooManyHeaders),
-            (message(http(vec![entry("a", "b"); MAX_HEADERS])), Refusal::TooManyHeaders),
+            (message(http(vec![entry("a", "b"); MAX_HEADERS + 1])), Refusal::HeadersTooLarge),
+            (message(http(vec![entry("a", "b"); MAX_HEADERS])), Refusal::HeadersTooLarge),
         ] {
             assert_eq!(read_encoded(&message).expect_err("it is refused"), expected);
         }
