@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::header;
+use crate::metrics::RepetitionMetrics;
 use crate::route::Requirements;
 
 /// Maximum length of an id. The usual ones have 16 to 64 bytes.
@@ -83,6 +84,7 @@ pub(crate) struct ChargedRequests {
     /// How long a check waits for another one with its id.
     deadline: Duration,
     max: usize,
+    metrics: RepetitionMetrics,
     state: Mutex<State>,
 }
 
@@ -127,13 +129,19 @@ pub(crate) struct FirstCheck {
 
 impl ChargedRequests {
     /// Remembers ids for the time `within`. `deadline` is that of a check.
-    pub(crate) fn new(within: Duration, deadline: Duration) -> Arc<Self> {
-        Arc::new(Self { within, deadline, max: MAX_IDS, state: Mutex::default() })
+    pub(crate) fn new(within: Duration, deadline: Duration, metrics: RepetitionMetrics) -> Arc<Self> {
+        Arc::new(Self { within, deadline, max: MAX_IDS, metrics, state: Mutex::default() })
     }
 
     /// Waits until no other check with this id is in progress, within the deadline.
     pub(crate) async fn turn(self: &Arc<Self>, id: ChargeId) -> Turn {
-        timeout(self.deadline, self.next_turn(id)).await.unwrap_or(Turn::Late(self.deadline))
+        let turn = timeout(self.deadline, self.next_turn(id)).await.unwrap_or(Turn::Late(self.deadline));
+        match turn {
+            Turn::Repeated => _ = self.metrics.repeated.inc(),
+            Turn::Unremembered => _ = self.metrics.unremembered.inc(),
+            Turn::First(_) | Turn::Late(_) => {}
+        }
+        turn
     }
 
     async fn next_turn(self: &Arc<Self>, id: ChargeId) -> Turn {
@@ -239,7 +247,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn repeated_check_is_known_for_a_while() {
-        let requests = ChargedRequests::new(WITHIN, DEADLINE);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE, RepetitionMetrics::default());
         first(&requests, 1).await.has_charged();
         assert!(matches!(requests.turn(id(1)).await, Turn::Repeated));
         first(&requests, 2).await.has_charged();
@@ -250,14 +258,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn check_that_has_not_charged_is_forgotten() {
-        let requests = ChargedRequests::new(WITHIN, DEADLINE);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE, RepetitionMetrics::default());
         drop(first(&requests, 1).await);
         first(&requests, 1).await.has_charged();
     }
 
     #[tokio::test(start_paused = true)]
     async fn repeated_check_waits_for_the_first_one() {
-        let requests = ChargedRequests::new(WITHIN, DEADLINE);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE, RepetitionMetrics::default());
         for charges in [true, false] {
             let first = first(&requests, u8::from(charges)).await;
             let waiting = tokio::spawn({
@@ -278,7 +286,7 @@ mod tests {
     /// The first check took longer than ids are remembered.
     #[tokio::test(start_paused = true)]
     async fn late_first_check_does_not_touch_a_later_one() {
-        let requests = ChargedRequests::new(WITHIN, DEADLINE);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE, RepetitionMetrics::default());
         let late = first(&requests, 1).await;
         tokio::time::advance(2 * WITHIN).await;
         let next = first(&requests, 1).await;
@@ -289,8 +297,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn number_of_ids_is_bounded() {
-        let state = Mutex::default();
-        let requests = Arc::new(ChargedRequests { within: WITHIN, deadline: DEADLINE, max: 3, state });
+        let (metrics, state) = (RepetitionMetrics::default(), Mutex::default());
+        let requests =
+            Arc::new(ChargedRequests { within: WITHIN, deadline: DEADLINE, max: 3, metrics, state });
         // Those that are not charged take no place.
         for _ in 0..1_000 {
             drop(first(&requests, 0).await);
@@ -301,6 +310,7 @@ mod tests {
         }
         assert!(matches!(requests.turn(id(3)).await, Turn::Unremembered));
         assert!(matches!(requests.turn(id(2)).await, Turn::Repeated));
+        assert_eq!((requests.metrics.repeated.get(), requests.metrics.unremembered.get()), (1, 1));
         tokio::time::advance(2 * WITHIN).await;
         first(&requests, 3).await.has_charged();
     }
@@ -308,7 +318,7 @@ mod tests {
     /// A hung daemon: no check waits for all that came before it.
     #[tokio::test(start_paused = true)]
     async fn repeated_check_waits_no_longer_than_the_deadline() {
-        let requests = ChargedRequests::new(WITHIN, DEADLINE);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE, RepetitionMetrics::default());
         let first = first(&requests, 1).await;
         let began = Instant::now();
         assert!(matches!(requests.turn(id(1)).await, Turn::Late(DEADLINE)));
@@ -319,7 +329,7 @@ mod tests {
     /// More are over than one check forgets.
     #[tokio::test(start_paused = true)]
     async fn id_that_is_over_is_not_repeated_although_it_is_still_there() {
-        let requests = ChargedRequests::new(WITHIN, DEADLINE);
+        let requests = ChargedRequests::new(WITHIN, DEADLINE, RepetitionMetrics::default());
         for number in 0..=u8::MAX {
             first(&requests, number).await.has_charged();
         }

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::charge_once::ChargedRequests;
+use crate::charge_once::{ChargedRequests, RequestId};
 use crate::config::{
     Config, GatewayListener, METRICS_NAME, MetricsListener, SETTLEMENT_NAME, SettlementListener,
 };
@@ -132,7 +132,7 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
     let context = ThreadContext { stopping, registered, working };
     let limits = per_thread(server.limits, server.workers);
     let charged: Vec<Option<Arc<ChargedRequests>>> =
-        gateways.iter().map(|gateway| charged_requests(gateway, server.deadline)).collect();
+        gateways.iter().map(|gateway| charged_requests(gateway, server.deadline, &own_metrics)).collect();
     let mut threads = Vec::new();
     for number in 0..server.workers {
         let sockets = copies(&endpoints[..gateways.len()])?;
@@ -151,7 +151,9 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
     if let Some(SettlementListener { rules, .. }) = settlement.clone() {
         let sockets = copies(&endpoints[gateways.len()..][..1])?;
         let options = Options::new(&server.keyward).deadline(rules.deadline);
-        let handlers = move || vec![SettlementHandler::new(rules, Client::with_options(options))];
+        let own_metrics = own_metrics.clone();
+        let handlers =
+            move || vec![SettlementHandler::new(rules, Client::with_options(options), own_metrics)];
         threads.push(start_thread(
             "settlement".to_owned(),
             server.limits,
@@ -204,8 +206,15 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
 }
 
 /// Where the threads of a gateway record what they have charged.
-fn charged_requests(gateway: &GatewayListener, deadline: Duration) -> Option<Arc<ChargedRequests>> {
-    gateway.rules.request_id.as_ref().map(|request_id| ChargedRequests::new(request_id.within, deadline))
+fn charged_requests(
+    gateway: &GatewayListener,
+    deadline: Duration,
+    metrics: &CompanionMetrics,
+) -> Option<Arc<ChargedRequests>> {
+    let new = |request_id: &RequestId| {
+        ChargedRequests::new(request_id.within, deadline, metrics.repetitions(&gateway.name))
+    };
+    gateway.rules.request_id.as_ref().map(new)
 }
 
 /// What a thread needs to know about the process.

@@ -12,6 +12,7 @@ struct Stack {
     daemon: Daemon,
     _companion: Process,
     port: u16,
+    metrics: u16,
     _directory: TempDir,
 }
 
@@ -19,17 +20,18 @@ impl Stack {
     /// `settings` are added to the table of the gateway.
     fn start(settings: &str) -> Self {
         let directory = TempDir::new().expect("a directory");
-        let port = free_port();
+        let [port, metrics] = [free_port(), free_port()];
         let keys = ["a", "b"].map(|key| row(key).id(key).limits("requests=3/day"));
         let daemon = Daemon::serving(Export::new(keys));
         let config = format!(
             "server = {{ keyward = {:?}, deadline = \"5s\", workers = 2 }}\n\
+             metrics = {{ listen = \"127.0.0.1:{metrics}\" }}\n\
              [[gateways]]\nname = \"g\"\nkind = \"traefik\"\nlisten = \"127.0.0.1:{port}\"\n{settings}",
             daemon.socket()
         );
         fs::write(directory.path().join("http.toml"), config).expect("writes");
         let companion = start_companion(directory.path());
-        Self { daemon, _companion: companion, port, _directory: directory }
+        Self { daemon, _companion: companion, port, metrics, _directory: directory }
     }
 
     /// Checks a request of `key` with this id. Returns the status, and what is left of the quota.
@@ -71,6 +73,14 @@ fn repeated_check_is_charged_once_and_decided_anew() {
     assert_eq!(stack.check("b", "five").0, 429);
     stack.daemon.revoke(key_target("a"));
     assert_eq!(stack.check("a", "one").0, 401, "the key was revoked in the meantime");
+    let exposition = send(stack.metrics, "GET", "/metrics", &[]).body;
+    // "one" four times, "three" once, and "one" of the key that was revoked.
+    for line in [
+        "keyward_http_repeated_checks_total{gateway=\"g\"} 6",
+        "keyward_http_unremembered_checks_total{gateway=\"g\"} 0",
+    ] {
+        assert!(exposition.lines().any(|exposed| exposed == line), "{exposition}");
+    }
 }
 
 #[test]

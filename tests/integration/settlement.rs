@@ -14,10 +14,10 @@ use rustix::process::geteuid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::http_client::{Response, converse};
+use crate::support::http_client::{Response, converse, send};
 use crate::support::{
-    Daemon, Export, Process, Random, Setup, TIMEOUT, dose, key_target, row, run, start_companion, wait_for,
-    wait_until,
+    Daemon, Export, Process, Random, Setup, TIMEOUT, dose, free_port, key_target, row, run, start_companion,
+    wait_for, wait_until,
 };
 
 /// A key that is looked for in logs.
@@ -32,6 +32,7 @@ const OVERDRAFT: i64 = 500;
 struct Settling {
     daemon: Daemon,
     _companion: Process,
+    metrics: u16,
     directory: TempDir,
 }
 
@@ -45,17 +46,28 @@ impl Settling {
         fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("sets");
         let daemon = setup.config("state.save_interval = '1h'").start();
         let socket = |name: &str| directory.path().join(name).display().to_string();
+        let metrics = free_port();
         let text = format!(
             "[server]\nkeyward = {:?}\ndeadline = '5s'\n[[gateways]]\nname = 'caddy'\nkind = 'caddy'\nlisten = {:?}\n\
              hints = {{ place = 'headers', kinds = ['costs'] }}\n[settlement]\nlisten = {:?}\nsocket_mode = '0666'\n\
-             uids = [{uids}]\ndeadline = '{deadline}'\n[log]\nlevel = 'trace'\n",
+             uids = [{uids}]\ndeadline = '{deadline}'\n[metrics]\nlisten = '127.0.0.1:{metrics}'\n[log]\nlevel = 'trace'\n",
             daemon.socket(),
             socket("caddy.sock"),
             socket("settlement.sock"),
         );
         fs::write(directory.path().join("http.toml"), text).expect("writes");
         let companion = start_companion(directory.path());
-        Self { daemon, _companion: companion, directory }
+        Self { daemon, _companion: companion, metrics, directory }
+    }
+
+    /// Settlements of this kind, as the metrics count them.
+    fn counted(&self, operation: &str, outcome: &str) -> u64 {
+        let exposition = send(self.metrics, "GET", "/metrics", &[]).body;
+        let labels = format!("{{operation=\"{operation}\",outcome=\"{outcome}\"}} ");
+        let values =
+            exposition.lines().filter_map(|line| line.strip_prefix("keyward_http_settlements_total"));
+        let mut values = values.filter_map(|line| line.strip_prefix(&labels));
+        values.next().map_or(0, |value| value.parse().expect("a number"))
     }
 
     fn socket(&self) -> PathBuf {
@@ -189,6 +201,7 @@ fn balances_of_a_day_equal_the_model() {
     }
     assert_eq!(stack.balance(), balance);
     assert!(counts[0] > 0 && counts[2] > 0 && counts[4] > 0, "{counts:?}");
+    assert_eq!(stack.counted("debit", "ALLOWED"), counts[2] as u64);
     assert!(!stack.log().contains(KEY));
 }
 
@@ -229,6 +242,7 @@ fn only_processes_of_the_listed_users_settle() {
         problem(&response, 403, "PEER_REFUSED");
     }
     assert_eq!(stack.balance(), GRANTED);
+    assert_eq!(stack.counted("none", "PEER_REFUSED"), REQUESTS);
     // One line a second, which says how many.
     let text = "not in settlement.uids";
     let of_line = |line: &str| -> u64 {

@@ -32,6 +32,9 @@ pub(crate) struct CompanionMetrics {
     connections: Family<Labels<1>, Gauge>,
     connections_max: Family<Labels<1>, Gauge>,
     accepted_connections: Family<Labels<1>, Counter>,
+    repeated_checks: Family<Labels<1>, Counter>,
+    unremembered_checks: Family<Labels<1>, Counter>,
+    settlements: Family<Labels<2>, Counter>,
 }
 
 impl Default for CompanionMetrics {
@@ -43,6 +46,9 @@ impl Default for CompanionMetrics {
             connections: Family::default(),
             connections_max: Family::default(),
             accepted_connections: Family::default(),
+            repeated_checks: Family::default(),
+            unremembered_checks: Family::default(),
+            settlements: Family::default(),
         }
     }
 }
@@ -83,6 +89,36 @@ impl CompanionMetrics {
             "Connections of gateways that were accepted",
             self.accepted_connections.clone(),
         );
+        registry.register(
+            "keyward_http_repeated_checks",
+            "Checks that were not charged, because they repeated one that was",
+            self.repeated_checks.clone(),
+        );
+        registry.register(
+            "keyward_http_unremembered_checks",
+            "Checks whose repetition would be charged, because there are too many request ids",
+            self.unremembered_checks.clone(),
+        );
+        registry.register(
+            "keyward_http_settlements",
+            "Requests to settle, by the verdict or what came before it",
+            self.settlements.clone(),
+        );
+    }
+
+    /// The counters of checks that `gateway` repeats.
+    pub(crate) fn repetitions(&self, gateway: &str) -> RepetitionMetrics {
+        let labels = [("gateway", gateway.to_owned())];
+        RepetitionMetrics {
+            repeated: self.repeated_checks.get_or_create_owned(&labels),
+            unremembered: self.unremembered_checks.get_or_create_owned(&labels),
+        }
+    }
+
+    /// Counts a request to settle.
+    pub(crate) fn count_settlement(&self, operation: &'static str, outcome: &'static str) {
+        let labels = [("operation", operation.to_owned()), ("outcome", outcome.to_owned())];
+        self.settlements.get_or_create(&labels).inc();
     }
 
     /// The limit of the connections of `gateway`.
@@ -90,6 +126,13 @@ impl CompanionMetrics {
         let max = i64::try_from(max).unwrap_or(i64::MAX);
         self.connections_max.get_or_create(&[("gateway", gateway.to_owned())]).set(max);
     }
+}
+
+/// The counters of the checks that one gateway repeats. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RepetitionMetrics {
+    pub(crate) repeated: Counter,
+    pub(crate) unremembered: Counter,
 }
 
 /// The metrics of one gateway, as one thread counts them.

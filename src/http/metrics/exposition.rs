@@ -89,6 +89,10 @@ mod tests {
         let unavailable = || Unavailable::NoAnswer(Error::NoRuntime);
         gateway.count(&Outcome::Unavailable(unavailable()), Some("r"), took);
         gateway.count(&Outcome::FailedOpen(unavailable()), Some("open"), took);
+        let repetitions = metrics.repetitions("edge");
+        repetitions.repeated.inc_by(2);
+        repetitions.unremembered.inc_by(3);
+        metrics.count_settlement("debit", "ALLOWED");
         metrics
     }
 
@@ -184,6 +188,9 @@ mod tests {
             "keyward_http_connections{gateway=\"edge\"} 1",
             "keyward_http_connections_max{gateway=\"edge\"} 7",
             "keyward_http_accepted_connections_total{gateway=\"edge\"} 2",
+            "keyward_http_repeated_checks_total{gateway=\"edge\"} 2",
+            "keyward_http_unremembered_checks_total{gateway=\"edge\"} 3",
+            "keyward_http_settlements_total{operation=\"debit\",outcome=\"ALLOWED\"} 1",
         ] {
             assert!(exposition.lines().any(|exposed| exposed == line), "{line} is missing:\n{exposition}");
         }

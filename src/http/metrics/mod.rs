@@ -9,6 +9,6 @@ mod exposition;
 mod process;
 mod writer;
 
-pub(crate) use companion::{CompanionMetrics, GatewayMetrics};
+pub(crate) use companion::{CompanionMetrics, GatewayMetrics, RepetitionMetrics};
 pub(crate) use daemon::DaemonMetrics;
 pub(crate) use exposition::{Format, encode};

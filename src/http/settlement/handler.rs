@@ -13,6 +13,7 @@ use super::reply::Settled;
 use super::request::{RequestError, operation, read};
 use super::settle::settle;
 use crate::limited_log::LimitedLog;
+use crate::metrics::CompanionMetrics;
 use crate::outcome::{Outcome, Refusal};
 use crate::server::{Handler, Peer};
 
@@ -20,16 +21,18 @@ use crate::server::{Handler, Peer};
 pub(crate) struct SettlementHandler {
     rules: SettlementRules,
     client: Client,
+    metrics: CompanionMetrics,
     refused_peers: LimitedLog,
     unavailable: LimitedLog,
     misconfigured: LimitedLog,
 }
 
 impl SettlementHandler {
-    pub(crate) fn new(rules: SettlementRules, client: Client) -> Self {
+    pub(crate) fn new(rules: SettlementRules, client: Client, metrics: CompanionMetrics) -> Self {
         Self {
-            client,
             rules,
+            client,
+            metrics,
             refused_peers: LimitedLog::default(),
             unavailable: LimitedLog::default(),
             misconfigured: LimitedLog::default(),
@@ -93,6 +96,7 @@ impl Handler for SettlementHandler {
     async fn handle(&self, peer: Option<Peer>, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let settled = self.settle(peer, request).await;
         self.log(peer, &settled);
+        self.metrics.count_settlement(settled.operation_name(), settled.name());
         settled.reply(&self.rules.credentials).map(Full::from)
     }
 

@@ -78,6 +78,14 @@ impl Settled {
         }
     }
 
+    /// The name of the operation; `none` if the request does not come to one.
+    pub(super) fn operation_name(&self) -> &'static str {
+        match self {
+            Self::PeerRefused | Self::Invalid(_) => "none",
+            Self::Asked(operation, _) => operation.name(),
+        }
+    }
+
     /// The reply. `places` are where the key is expected.
     pub(super) fn reply(&self, places: &CredentialPlaces) -> Response<String> {
         let mut reply = match (self, self.problem()) {
