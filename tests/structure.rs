@@ -140,6 +140,7 @@ fn modules_do_not_import_each_other_in_a_circle() {
         "src/source",
         "src/state",
         "src/daemon",
+        "src/http",
         "protocol/src",
         "protocol/clients/rust/src",
     ] {

@@ -67,17 +67,17 @@ def measure(workdir, args, gateway_type, shared, versions):
     daemon, redis, application = shared
     page, allows = gateway_type.page, gateway_type.allows
     idle = gateway_type.idle_checker(workdir, f"none-{page}", allows)
-    checkers = [(gateway_type, Companion(workdir, page, daemon)), (gateway_type, idle)]
-    # What asks Redis has no gRPC, which is no matter for what Redis costs.
-    asks_redis = Envoy if gateway_type is EnvoyGrpc else gateway_type
-    checkers.append((asks_redis, RedisChecker(workdir, f"redis-{page}", allows, redis)))
+    checkers = [Companion(workdir, page, daemon), idle]
+    # What asks Redis speaks HTTP.
+    if gateway_type is not EnvoyGrpc:
+        checkers.append(RedisChecker(workdir, f"redis-{page}", allows, redis))
     rates, times = {}, {}
     with contextlib.ExitStack() as running:
         cpus = {workdir.second_cpu}
         gateways = []
-        for asks, checker in checkers:
+        for checker in checkers:
             running.enter_context(checker.running(0, cpus))
-            gateways.append(asks(workdir, checker, application))
+            gateways.append(gateway_type(workdir, checker, application))
             running.enter_context(gateways[-1].running(0, cpus))
         versions.append(gateways[0].version())
         for number in range(args.rounds):
@@ -90,22 +90,22 @@ def measure(workdir, args, gateway_type, shared, versions):
         f"{args.rounds} rounds of {args.seconds:g} s; the configurations of systemd/gateways; gateway, checker, "
         "daemon, Redis and the application on the second processor, wrk on the first"
     )
-    measurement = lambda label, values, formatter: Measurement(label, values, formatter)
-    of = lambda label: measurement(label, rates[label], format.rate)
+    rate = lambda label: Measurement(label, rates[label], format.rate)
     added = [value + MAX_ADDED for value in times[idle.label]]
-    return [
-        Row(f"{page}, {CONNECTIONS} connections", of("keyward"), of(idle.label), (">=", MIN_RATE_SHARE), note),
-        Row(f"{page}, {CONNECTIONS} connections", of("keyward"), of(RedisChecker.label), (">=", 1), note),
+    name = f"{page}, {CONNECTIONS} connections"
+    rows = [Row(name, rate("keyward"), rate(idle.label), (">=", MIN_RATE_SHARE), note)]
+    if RedisChecker.label in rates:
+        rows.append(Row(name, rate("keyward"), rate(RedisChecker.label), (">=", 1), note))
+    rows.append(
         Row(
             f"{page}, p50 on one connection",
-            measurement("", times["keyward"], format.nanoseconds),
-            measurement(
-                f"{idle.label} and {format.nanoseconds(MAX_ADDED)}", added, format.nanoseconds
-            ),
+            Measurement("", times["keyward"], format.nanoseconds),
+            Measurement(f"{idle.label} and {format.nanoseconds(MAX_ADDED)}", added, format.nanoseconds),
             ("<=", 1),
             note,
-        ),
-    ]
+        )
+    )
+    return rows
 
 
 def load(gateway, connections, seconds):

@@ -57,18 +57,18 @@ impl CheckServer {
                 spawn_local(async move {
                     while let Ok((stream, _)) = tcp.accept().await {
                         let _ = stream.set_nodelay(true);
-                        spawn_local(Rc::clone(&server).converse(stream));
+                        spawn_local(Rc::clone(&server).serve_connection(stream));
                     }
                 });
             }
             loop {
                 let (stream, _) = unix.accept().await?;
-                spawn_local(Rc::clone(&server).converse(stream));
+                spawn_local(Rc::clone(&server).serve_connection(stream));
             }
         })
     }
 
-    async fn converse(self: Rc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+    async fn serve_connection(self: Rc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
         if self.grpc {
             let service = service_fn(|call| async { Ok::<_, Infallible>(allow(call).await) });
             let connection =

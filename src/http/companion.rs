@@ -28,9 +28,11 @@ use crate::config::{
 };
 use crate::endpoint::{self, Endpoint, EndpointError, Socket, Wanted};
 use crate::gateway_handler::GatewayHandler;
+use crate::handler::Handler;
+use crate::limits::{MIN_HEADER_BYTES, ServerLimits};
 use crate::metrics::CompanionMetrics;
 use crate::monitor::Monitor;
-use crate::server::{Handler, MIN_HEADER_BYTES, ServerLimits, serve};
+use crate::server::serve;
 use crate::settlement::SettlementHandler;
 
 /// Descriptors that are not connections: listening sockets of each thread, the daemon, epoll, the log, and
@@ -142,7 +144,7 @@ pub fn run(config: Config, passed: Vec<PassedSocket>, mut signals: Signals) -> R
             let client = Client::with_options(options);
             let handler = |(GatewayListener { name, rules, .. }, charged)| {
                 let (client, own_metrics) = (client.clone(), own_metrics.clone());
-                GatewayHandler::new(name, rules, client, charged, limits.max_header_bytes, own_metrics)
+                GatewayHandler::new(name, rules, client, charged, limits, own_metrics)
             };
             gateways.into_iter().zip(charged).map(handler).collect()
         };

@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
-use hyper::rt::Executor;
+use hyper::rt::{Executor, Read, Write};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tracing::debug;
 
-use crate::server::{Handler, MAX_HEADERS, MIN_HEADER_BYTES, Peer, ServerLimits, stopped};
+use crate::handler::{Handler, Peer, Protocol};
+use crate::limits::{MAX_HEADERS, MIN_HEADER_BYTES, ServerLimits};
 
 /// Requests at the same moment on a connection of HTTP/2. A gateway opens another one beyond it.
 const MAX_STREAMS: u32 = 256;
@@ -29,112 +30,100 @@ const MAX_STREAMS: u32 = 256;
 /// the body.
 const MAX_GRPC_HEADER_BYTES: u32 = 16 << 10;
 
-/// Bytes of a body that are received before they are read.
-const STREAM_WINDOW: u32 = 64 << 10;
+/// Bytes of the bodies of a connection that are received before they are read.
+const WINDOW: u32 = 64 << 10;
 
-/// The same, of all bodies of a connection.
-const CONNECTION_WINDOW: u32 = 256 << 10;
-
-/// The protocol of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/1.1
-    Http1,
-    /// HTTP/2 without TLS, from the first byte.
-    Http2,
-}
-
-/// Serves one connection until it ends, or `stop` is true and its requests have ended.
-pub(crate) async fn converse<H: Handler>(
-    stream: impl AsyncRead + AsyncWrite + 'static,
-    peer: Option<Peer>,
-    limits: ServerLimits,
-    handler: Rc<H>,
-    stop: watch::Receiver<bool>,
-) {
-    let mut stream = TimeoutStream::new(stream);
-    // A peer that does not read replies would keep its place for ever.
-    stream.set_write_timeout(Some(limits.idle_timeout));
-    let stream = TokioIo::new(Box::pin(stream));
-    let ended = match handler.protocol() {
-        Protocol::Http1 => http1(stream, peer, limits, handler, stop).await,
-        Protocol::Http2 => http2(stream, peer, limits, handler, stop).await,
-    };
-    if let Err(error) = ended {
-        debug!(error = &*error, "a connection ended with an error");
-    }
+/// A connection, and what it shares with the others of its listener.
+pub(crate) struct Connection<H> {
+    pub(crate) peer: Option<Peer>,
+    pub(crate) limits: ServerLimits,
+    pub(crate) handler: Rc<H>,
+    /// One permit for each further request of HTTP/2 that may be handled. With HTTP/1.1, the number of
+    /// connections is the bound.
+    pub(crate) requests: Rc<Semaphore>,
+    pub(crate) stop: watch::Receiver<bool>,
 }
 
 type Ended = Result<(), Box<dyn Error + Send + Sync>>;
 
-/// A stream as hyper takes it.
-trait Io: hyper::rt::Read + hyper::rt::Write + Unpin + 'static {}
-
-impl<S: hyper::rt::Read + hyper::rt::Write + Unpin + 'static> Io for S {}
-
-async fn http1<H: Handler>(
-    stream: impl Io,
-    peer: Option<Peer>,
-    limits: ServerLimits,
-    handler: Rc<H>,
-    stop: watch::Receiver<bool>,
-) -> Ended {
-    let service = service_fn(|request| {
-        let handler = Rc::clone(&handler);
-        async move { Ok::<_, Infallible>(handler.handle(peer, request).await) }
-    });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.idle_timeout)
-        .max_buf_size(limits.max_header_bytes.max(MIN_HEADER_BYTES))
-        .max_headers(MAX_HEADERS);
-    let mut connection = pin!(http.serve_connection(stream, service));
-    tokio::select! {
-        ended = connection.as_mut() => ended?,
-        () = stopped(stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await?;
+impl<H: Handler> Connection<H> {
+    /// Serves the connection until it ends, or `stop` is true and its requests have ended.
+    pub(crate) async fn serve(self, stream: impl AsyncRead + AsyncWrite + 'static) {
+        let mut stream = TimeoutStream::new(stream);
+        // A peer that does not read replies would keep its place for ever.
+        stream.set_write_timeout(Some(self.limits.idle_timeout));
+        let stream = TokioIo::new(Box::pin(stream));
+        let ended = match self.handler.protocol() {
+            Protocol::Http1 => self.serve_http1(stream).await,
+            Protocol::Http2 => self.serve_http2(stream).await,
+        };
+        if let Err(error) = ended {
+            debug!(error = &*error, "a connection ended with an error");
         }
     }
-    Ok(())
+
+    async fn serve_http1(self, stream: impl Read + Write + Unpin + 'static) -> Ended {
+        let Self { peer, limits, handler, stop, .. } = self;
+        let service = service_fn(|request| {
+            let handler = Rc::clone(&handler);
+            async move { Ok::<_, Infallible>(handler.handle(peer, request).await) }
+        });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(limits.idle_timeout)
+            .max_buf_size(limits.max_header_bytes.max(MIN_HEADER_BYTES))
+            .max_headers(MAX_HEADERS);
+        let mut connection = pin!(http.serve_connection(stream, service));
+        tokio::select! {
+            ended = connection.as_mut() => ended?,
+            () = stopped(stop) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn serve_http2(self, stream: impl Read + Write + Unpin + 'static) -> Ended {
+        let Self { peer, limits, handler, requests, stop } = self;
+        let activity = Rc::new(Activity::default());
+        let service = service_fn(|request: Request<Incoming>| {
+            let (handler, requests) = (Rc::clone(&handler), Rc::clone(&requests));
+            let in_progress = activity.begin();
+            async move {
+                let _in_progress = in_progress;
+                // It is never closed.
+                let _permit = requests.acquire().await;
+                Ok::<_, Infallible>(handler.handle(peer, request).await)
+            }
+        });
+        let mut http = http2::Builder::new(LocalExecutor);
+        http.timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_GRPC_HEADER_BYTES)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW);
+        let mut connection = pin!(http.serve_connection(stream, service));
+        tokio::select! {
+            ended = connection.as_mut() => ended?,
+            () = stopped(stop) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await?;
+            }
+            () = activity.idle(limits.idle_timeout) => {
+                connection.as_mut().graceful_shutdown();
+                // A peer that does not take its leave is not waited for.
+                timeout(limits.idle_timeout, connection).await??;
+            }
+        }
+        Ok(())
+    }
 }
 
-async fn http2<H: Handler>(
-    stream: impl Io,
-    peer: Option<Peer>,
-    limits: ServerLimits,
-    handler: Rc<H>,
-    stop: watch::Receiver<bool>,
-) -> Ended {
-    let requests = Rc::new(Requests::default());
-    let service = service_fn(|request: Request<Incoming>| {
-        let (handler, in_progress) = (Rc::clone(&handler), requests.begin());
-        async move {
-            let _in_progress = in_progress;
-            // The rest of a request has to arrive as fast as the next one.
-            timeout(limits.idle_timeout, handler.handle(peer, request)).await
-        }
-    });
-    let mut http = http2::Builder::new(LocalExecutor);
-    http.timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_GRPC_HEADER_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
-    let mut connection = pin!(http.serve_connection(stream, service));
-    tokio::select! {
-        ended = connection.as_mut() => ended?,
-        () = stopped(stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await?;
-        }
-        () = requests.idle(limits.idle_timeout) => {
-            connection.as_mut().graceful_shutdown();
-            // A peer that does not take its leave is not waited for.
-            timeout(limits.idle_timeout, connection).await??;
-        }
-    }
-    Ok(())
+/// Waits until the server stops.
+pub(crate) async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error says that the sender is gone.
+    let _ = stop.wait_for(|is_stopping| *is_stopping).await;
 }
 
 /// Runs the requests of a connection on its thread.
@@ -147,23 +136,24 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
     }
 }
 
-/// The requests of a connection.
-struct Requests {
+/// Whether a connection is in use.
+struct Activity {
+    /// Requests in progress.
     in_progress: Cell<usize>,
-    /// When the last one began or ended.
+    /// When the last request began or ended.
     last: Cell<Instant>,
 }
 
 /// A request in progress. It ends on drop.
-struct InProgress(Rc<Requests>);
+struct InProgress(Rc<Activity>);
 
-impl Default for Requests {
+impl Default for Activity {
     fn default() -> Self {
         Self { in_progress: Cell::new(0), last: Cell::new(Instant::now()) }
     }
 }
 
-impl Requests {
+impl Activity {
     fn begin(self: &Rc<Self>) -> InProgress {
         self.in_progress.set(self.in_progress.get() + 1);
         self.last.set(Instant::now());
@@ -194,34 +184,24 @@ impl Drop for InProgress {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
-
     use bytes::Bytes;
     use http::Response;
     use http_body_util::{BodyExt, Full};
-    use hyper::body::Frame;
     use hyper::client::conn::http2::{self as client, SendRequest};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::task::{JoinHandle, LocalSet};
 
     use super::*;
+    use crate::limits::UNREACHED;
 
-    /// Far longer than a test takes.
-    const LONG: Duration = Duration::from_secs(20);
     const SHORT: Duration = Duration::from_millis(50);
-
-    const LIMITS: ServerLimits = ServerLimits {
-        max_connections: 1,
-        max_header_bytes: MIN_HEADER_BYTES,
-        idle_timeout: LONG,
-        drain_timeout: LONG,
-    };
 
     /// Answers with the body of the request; `/slow` only when it is allowed to end, and `/large` with
     /// more than a peer has room for.
     struct Echo {
         protocol: Protocol,
+        /// Requests that it has begun to handle.
+        handled: Cell<usize>,
         may_end: tokio::sync::Notify,
     }
 
@@ -229,6 +209,7 @@ mod tests {
         type Body = Full<Bytes>;
 
         async fn handle(&self, _: Option<Peer>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+            self.handled.set(self.handled.get() + 1);
             let path = request.uri().path().to_owned();
             let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
             match path.as_str() {
@@ -244,33 +225,21 @@ mod tests {
         }
     }
 
-    /// A body of which nothing arrives.
-    struct Never;
-
-    impl hyper::body::Body for Never {
-        type Data = Bytes;
-        type Error = Infallible;
-
-        fn poll_frame(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-            Poll::Pending
-        }
-    }
-
-    struct Connection {
+    struct Connected {
         echo: Rc<Echo>,
         stop: watch::Sender<bool>,
         ended: JoinHandle<()>,
     }
 
-    fn connect(protocol: Protocol, limits: ServerLimits) -> (DuplexStream, Connection) {
+    fn connect(protocol: Protocol, limits: ServerLimits) -> (DuplexStream, Connected) {
         let (own, other) = duplex(1 << 10);
-        let echo = Rc::new(Echo { protocol, may_end: tokio::sync::Notify::new() });
+        let echo = Rc::new(Echo { protocol, handled: Cell::new(0), may_end: tokio::sync::Notify::new() });
         let (stop, stopping) = watch::channel(false);
-        let ended = spawn_local(converse(other, None, limits, Rc::clone(&echo), stopping));
-        (own, Connection { echo, stop, ended })
+        let requests = Rc::new(Semaphore::new(limits.max_connections));
+        let connection =
+            super::Connection { peer: None, limits, handler: Rc::clone(&echo), requests, stop: stopping };
+        let ended = spawn_local(connection.serve(other));
+        (own, Connected { echo, stop, ended })
     }
 
     type Sender<B> = SendRequest<B>;
@@ -295,14 +264,14 @@ mod tests {
 
     fn run(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let within = async { timeout(LONG, test).await.expect("in time") };
+        let within = async { timeout(UNREACHED.idle_timeout, test).await.expect("in time") };
         LocalSet::new().block_on(&runtime, within);
     }
 
     #[test]
     fn requests_of_http2_do_not_wait_for_each_other() {
         run(async {
-            let (stream, connection) = connect(Protocol::Http2, LIMITS);
+            let (stream, connection) = connect(Protocol::Http2, UNREACHED);
             let mut sender = handshake(stream).await;
             let slow = sender.send_request(request("/slow", Full::from("a")));
             let slow = spawn_local(async { body(slow.await.expect("a reply")).await });
@@ -316,7 +285,7 @@ mod tests {
     #[test]
     fn idle_connection_of_http2_ends() {
         run(async {
-            let limits = ServerLimits { idle_timeout: SHORT, ..LIMITS };
+            let limits = ServerLimits { idle_timeout: SHORT, ..UNREACHED };
             // It takes its leave.
             let (stream, connection) = connect(Protocol::Http2, limits);
             let mut sender = handshake(stream).await;
@@ -334,35 +303,46 @@ mod tests {
     fn request_of_http2_in_progress_keeps_the_connection() {
         run(async {
             let (stream, connection) =
-                connect(Protocol::Http2, ServerLimits { idle_timeout: 20 * SHORT, ..LIMITS });
+                connect(Protocol::Http2, ServerLimits { idle_timeout: SHORT, ..UNREACHED });
             let mut sender = handshake(stream).await;
-            for _ in 0..3 {
-                let slow = sender.send_request(request("/slow", Full::from("a")));
-                let slow = spawn_local(async { body(slow.await.expect("a reply")).await });
-                tokio::time::sleep(10 * SHORT).await;
-                connection.echo.may_end.notify_one();
-                assert_eq!(slow.await.expect("it ends"), "a");
-            }
+            let slow = sender.send_request(request("/slow", Full::from("a")));
+            let slow = spawn_local(async { body(slow.await.expect("a reply")).await });
+            tokio::time::sleep(10 * SHORT).await;
+            assert!(!connection.ended.is_finished());
+            connection.echo.may_end.notify_one();
+            assert_eq!(slow.await.expect("it ends"), "a");
+            connection.ended.await.expect("it ends");
         });
     }
 
-    /// Its headers have arrived, and its body never does.
     #[test]
-    fn request_of_http2_that_does_not_arrive_is_reset() {
+    fn requests_of_http2_beyond_the_limit_wait() {
         run(async {
-            let (stream, connection) =
-                connect(Protocol::Http2, ServerLimits { idle_timeout: SHORT, ..LIMITS });
+            let (stream, connection) = connect(Protocol::Http2, UNREACHED);
             let mut sender = handshake(stream).await;
-            let reply = sender.send_request(request("/", Never)).await;
-            assert!(reply.is_err(), "{reply:?}");
-            connection.ended.await.expect("it ends");
+            let slow: Vec<_> = (0..=UNREACHED.max_connections)
+                .map(|_| spawn_local(sender.send_request(request("/slow", Full::from("a")))))
+                .collect();
+            tokio::time::sleep(SHORT).await;
+            assert_eq!(connection.echo.handled.get(), UNREACHED.max_connections);
+            let echo = Rc::clone(&connection.echo);
+            spawn_local(async move {
+                loop {
+                    echo.may_end.notify_one();
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+            for slow in slow {
+                slow.await.expect("it ends").expect("a reply");
+            }
+            assert_eq!(connection.echo.handled.get(), UNREACHED.max_connections + 1);
         });
     }
 
     #[test]
     fn stop_lets_requests_of_http2_end() {
         run(async {
-            let (stream, connection) = connect(Protocol::Http2, LIMITS);
+            let (stream, connection) = connect(Protocol::Http2, UNREACHED);
             let mut sender = handshake(stream).await;
             let slow = sender.send_request(request("/slow", Full::from("a")));
             let slow = spawn_local(async { body(slow.await.expect("a reply")).await });
@@ -379,7 +359,7 @@ mod tests {
     #[test]
     fn other_protocol_than_http2_is_refused() {
         run(async {
-            let (mut stream, connection) = connect(Protocol::Http2, LIMITS);
+            let (mut stream, connection) = connect(Protocol::Http2, UNREACHED);
             stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("writes");
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest).await;
@@ -391,15 +371,10 @@ mod tests {
     #[test]
     fn peer_that_does_not_read_loses_its_connection() {
         run(async {
-            let limits = ServerLimits { idle_timeout: SHORT, ..LIMITS };
+            let limits = ServerLimits { idle_timeout: SHORT, ..UNREACHED };
             let (mut stream, connection) = connect(Protocol::Http1, limits);
             stream.write_all(b"GET /large HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("writes");
             connection.ended.await.expect("it ends");
-            let (stream, connection) = connect(Protocol::Http2, limits);
-            let mut sender = handshake(stream).await;
-            let reply = sender.send_request(request("/large", Full::from(""))).await.expect("headers");
-            connection.ended.await.expect("it ends");
-            drop(reply);
         });
     }
 }

@@ -121,6 +121,12 @@ impl CredentialPlaces {
         is_in_authorization.then_some(&AUTHORIZATION).into_iter().chain(&self.headers)
     }
 
+    /// The names of the parameters in a query that hold a key, as they are spelled there.
+    pub(crate) fn names_in<'q>(&'q self, query: &'q str) -> impl Iterator<Item = &'q str> {
+        let names = query.split('&').map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name));
+        names.filter(|spelled| self.query.as_ref().is_some_and(|name| is_named(spelled, name)))
+    }
+
     /// The scheme that a client is asked to authenticate with.
     pub fn scheme(&self) -> &'static str {
         match self {
@@ -195,14 +201,18 @@ fn basic(parameter: &[u8], part: BasicPart) -> Result<Credential<'static>, Crede
     decoded(Zeroizing::new(key.to_vec()))
 }
 
+/// Whether a parameter that is spelled so in a query is `name`.
+fn is_named(spelled: &str, name: &str) -> bool {
+    percent_decode_str(spelled).eq(name.bytes())
+}
+
 /// The keys in the parameters `name` of a query.
 fn parameters<'r, 'q>(
     query: &'q str,
     name: &'q str,
 ) -> impl Iterator<Item = Result<Credential<'r>, CredentialError>> + use<'r, 'q> {
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let is_named = move |(key, _): &(&str, &str)| percent_decode_str(key).eq(name.bytes());
-    pairs.filter(is_named).map(|(_, value)| {
+    pairs.filter(move |(spelled, _)| is_named(spelled, name)).map(|(_, value)| {
         if !escape::is_well_formed(value) {
             return Err(CredentialError::Encoding);
         }

@@ -5,7 +5,7 @@ use http::StatusCode;
 use http::header::HeaderName;
 use serde::Deserialize;
 
-use crate::connection::Protocol;
+use crate::handler::Protocol;
 
 /// A gateway, as the configuration names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -32,7 +32,7 @@ pub enum Gateway {
 pub(crate) enum RequestSource {
     /// In its own first line, and in `Host`: the gateway forwards the request without its body.
     Itself,
-    /// In a message ([`Attributes`](crate::envoy_grpc::attributes::Attributes)).
+    /// In a message ([`Attributes`](crate::original::Attributes)).
     Attributes,
     /// In headers that the gateway sets. `host` is `None` if the header `Host` states it.
     Headers { method: HeaderName, target: HeaderName, host: Option<HeaderName> },

@@ -1,10 +1,9 @@
-//! Answers the subrequests of one gateway, on one thread.
+//! Answers the checks of one gateway, on one thread.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::HeaderMap;
 use http::request::Parts;
 use http::{Request, Response};
 use http_body_util::{Either, Full};
@@ -14,13 +13,14 @@ use tracing::warn;
 
 use crate::charge_once::ChargedRequests;
 use crate::check::{CheckRules, Checked};
-use crate::connection::Protocol;
-use crate::envoy_grpc::attributes::{self, Attributes};
-use crate::envoy_grpc::{CheckRequest, CheckResponse, call, response};
+use crate::envoy_grpc::call::CallLimits;
+use crate::envoy_grpc::{CheckRequest, CheckResponse, attributes, call, response};
+use crate::handler::{Handler, Peer, Protocol};
 use crate::limited_log::LimitedLog;
+use crate::limits::ServerLimits;
 use crate::metrics::{CompanionMetrics, GatewayMetrics};
+use crate::original::{Attributes, OriginalError};
 use crate::outcome::{Outcome, Refusal};
-use crate::server::{Handler, Peer};
 
 /// Bytes of a message of gRPC for each byte that the headers of a request may have. A message states them,
 /// and what the gateway knows besides.
@@ -32,7 +32,7 @@ pub(crate) struct GatewayHandler {
     rules: CheckRules,
     client: Client,
     charged: Option<Arc<ChargedRequests>>,
-    max_header_bytes: usize,
+    limits: ServerLimits,
     metrics: GatewayMetrics,
     failed_open: LimitedLog,
     unavailable: LimitedLog,
@@ -40,14 +40,13 @@ pub(crate) struct GatewayHandler {
 }
 
 impl GatewayHandler {
-    /// `charged` are the charged requests of the gateway, which its handlers on all threads share. The
-    /// headers of a request have at most `max_header_bytes`.
+    /// `charged` are the charged requests of the gateway, which its handlers on all threads share.
     pub(crate) fn new(
         name: String,
         rules: CheckRules,
         client: Client,
         charged: Option<Arc<ChargedRequests>>,
-        max_header_bytes: usize,
+        limits: ServerLimits,
         metrics: CompanionMetrics,
     ) -> Self {
         let metrics = GatewayMetrics::new(&name, rules.routes.fail_open_names(), metrics);
@@ -56,7 +55,7 @@ impl GatewayHandler {
             rules,
             client,
             charged,
-            max_header_bytes,
+            limits,
             metrics,
             failed_open: LimitedLog::default(),
             unavailable: LimitedLog::default(),
@@ -68,7 +67,7 @@ impl GatewayHandler {
     async fn check(&self, parts: &Parts) -> Checked<'_> {
         let start = Instant::now();
         // hyper refuses only what does not fit into its buffer, which may be twice as much.
-        let checked = if header_bytes(parts) > self.max_header_bytes {
+        let checked = if header_bytes(parts) > self.limits.max_header_bytes {
             Checked::refused(Refusal::HeadersTooLarge)
         } else {
             self.rules.check(&self.client, self.charged.as_ref(), parts).await
@@ -79,15 +78,33 @@ impl GatewayHandler {
 
     /// Checks the request that a message is about.
     async fn check_message(&self, message: CheckRequest) -> CheckResponse {
-        let start = Instant::now();
         match attributes::read(message) {
-            Ok(parts) => response::of(&self.rules, &self.check(&parts).await, &parts.headers),
+            Ok(parts) => response::of(&self.rules, &self.check(&parts).await, &parts),
             Err(refusal) => {
-                let checked = Checked::refused(refusal);
-                self.record(&checked, start);
-                response::of(&self.rules, &checked, &HeaderMap::new())
+                let (parts, ()) = Request::new(()).into_parts();
+                response::of(&self.rules, &self.refuse(refusal), &parts)
             }
         }
+    }
+
+    /// Answers a call of gRPC.
+    async fn answer_call(&self, call: Request<Incoming>) -> Response<tonic::body::Body> {
+        let limits = CallLimits {
+            message_bytes: self.limits.max_header_bytes.saturating_mul(MESSAGE_FACTOR),
+            arrival: self.limits.idle_timeout,
+        };
+        let check = |message| self.check_message(message);
+        call::answer(call, limits, check).await.unwrap_or_else(|status| {
+            self.refuse(OriginalError::Call(status.message().to_owned()).into());
+            status.into_http()
+        })
+    }
+
+    /// Refuses a request that cannot be read.
+    fn refuse(&self, refusal: Refusal) -> Checked<'_> {
+        let checked = Checked::refused(refusal);
+        self.record(&checked, Instant::now());
+        checked
     }
 
     /// Counts a check, and logs it if an operator has to know about it.
@@ -144,11 +161,7 @@ impl Handler for GatewayHandler {
                 let checked = self.check(&parts).await;
                 self.rules.reply(&checked, &parts.headers).map(|body| Either::Left(Full::from(body)))
             }
-            Protocol::Http2 => {
-                let check = |message| self.check_message(message);
-                let max_message = self.max_header_bytes.saturating_mul(MESSAGE_FACTOR);
-                call::answer(request, max_message, check).await.map(Either::Right)
-            }
+            Protocol::Http2 => self.answer_call(request).await.map(Either::Right),
         }
     }
 

@@ -9,8 +9,8 @@ use http::header::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
-use crate::envoy_grpc::attributes::Attributes;
 use crate::header::{HeaderError, single};
+use crate::original::Attributes;
 use crate::route::Requirements;
 
 /// What a hint is about.

@@ -1,7 +1,7 @@
 //! The identity of a key, in headers for the upstream.
 //!
-//! All of these headers are always sent, empty if there is nothing to state: the gateway copies them
-//! over those that a client may have forged.
+//! Over HTTP, all of these headers are always sent, empty if there is nothing to state: the gateway
+//! copies them over those that a client may have forged.
 
 use std::borrow::Cow;
 

@@ -16,7 +16,7 @@
 //!    ([`rate_limit`]), or the [`problem`].
 //!
 //! [`companion`] starts the threads that check, and one each for settlements and for metrics. Their
-//! sockets are [`endpoint`]s, and each [`connection`] speaks HTTP/1.1, or HTTP/2 for Envoy's gRPC.
+//! sockets are [`endpoint`]s, and each connection speaks HTTP/1.1, or HTTP/2 for Envoy's gRPC.
 //!
 //! What is missing, empty, repeated or ambiguous refuses the request.
 //!
@@ -28,18 +28,20 @@ pub mod check;
 pub mod client_address;
 pub mod companion;
 pub mod config;
-pub mod connection;
+mod connection;
 pub mod credential;
 pub mod endpoint;
 mod envoy_grpc;
 mod escape;
 pub mod gateway;
 mod gateway_handler;
+pub mod handler;
 pub mod header;
 pub mod hint;
 pub mod host;
 pub mod identity;
 mod limited_log;
+pub mod limits;
 mod metrics;
 mod monitor;
 pub mod origin;

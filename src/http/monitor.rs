@@ -17,8 +17,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::handler::{Handler, Peer};
 use crate::metrics::{CompanionMetrics, DaemonMetrics, Format, encode};
-use crate::server::{Handler, Peer};
 
 /// How long the daemon may take to report its metrics. Prometheus waits ten seconds by default.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -156,8 +156,9 @@ mod tests {
     use tokio::task::{LocalSet, spawn_local};
 
     use super::*;
+    use crate::limits::{MIN_HEADER_BYTES, ServerLimits};
     use crate::metrics::example::report;
-    use crate::server::{Listener, MIN_HEADER_BYTES, ServerLimits, serve};
+    use crate::server::{Listener, serve};
 
     /// A daemon that answers each command with `reply`, one command for each connection.
     fn start_daemon(path: &Path, reply: String) {

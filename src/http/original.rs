@@ -1,10 +1,10 @@
 //! The client's request, as the gateway states it in its subrequest.
 
+use bytes::Bytes;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderMap, HeaderName, ORIGIN};
 use http::request::Parts;
 use http::{Method, Uri};
 
-use crate::envoy_grpc::attributes::Attributes;
 use crate::gateway::RequestSource;
 use crate::header::{HeaderError, single};
 
@@ -19,6 +19,23 @@ pub struct Original<'r> {
     pub target: &'r str,
     /// Whether it is a CORS preflight request.
     pub is_preflight: bool,
+}
+
+/// What a message of Envoy states besides the headers of the client's request. It is in the extensions of
+/// the [`Parts`] that are checked.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Attributes {
+    pub(crate) method: Bytes,
+    pub(crate) target: Bytes,
+    pub(crate) context: Vec<(Bytes, Bytes)>,
+}
+
+impl Attributes {
+    /// The values of a context extension. One that is set has exactly one.
+    pub(crate) fn context(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let named = self.context.iter().filter(move |(key, _)| key == name);
+        named.map(|(_, value)| value.as_ref())
+    }
 }
 
 /// Why the client's request is not known: the gateway is not configured as its page says.
@@ -39,9 +56,12 @@ pub enum OriginalError {
     /// A message states a header that is not one.
     #[error("the gateway has stated a header with characters that none can have")]
     MalformedHeader,
-    /// A message does not state a method.
+    /// A message states a method that is not one, or none.
     #[error("the gateway has not stated a method")]
-    NoMethod,
+    InvalidMethod,
+    /// A call of gRPC cannot be read.
+    #[error("the gateway's call cannot be read: {0}")]
+    Call(String),
     /// A message states a target that is not text.
     #[error("the target is not text")]
     Target,
@@ -66,7 +86,7 @@ pub(crate) fn read<'r>(
         }
         RequestSource::Attributes => {
             let Attributes { method, target, .. } = parts.extensions.get().ok_or(OriginalError::NoRequest)?;
-            let method = Method::from_bytes(method).map_err(|_| OriginalError::NoMethod)?;
+            let method = Method::from_bytes(method).map_err(|_| OriginalError::InvalidMethod)?;
             (method, str::from_utf8(target).map_err(|_| OriginalError::Target)?, &HOST)
         }
         RequestSource::Headers { method, target, host } => {

@@ -6,12 +6,12 @@ use crate::credential::CredentialError;
 use crate::header::HeaderError;
 use crate::hint::HintError;
 use crate::host::HostError;
+use crate::limits::MAX_HEADERS;
 use crate::origin::OriginError;
 use crate::original::OriginalError;
-use crate::server::MAX_HEADERS;
 use crate::target::TargetError;
 
-/// What the check of a request came to. Only the first five let it through.
+/// What the check of a request came to. Only the first four let it through.
 #[derive(Debug)]
 pub enum Outcome {
     /// The daemon has allowed it.

@@ -29,14 +29,17 @@ impl CheckRules {
             None => self.let_through(checked),
             Some(problem) => self.refusal(checked, &problem, request),
         };
-        let headers = reply.headers_mut();
-        headers.insert(VERDICT, HeaderValue::from_static(checked.outcome.name()));
+        reply.headers_mut().insert(VERDICT, HeaderValue::from_static(checked.outcome.name()));
+        reply
+    }
+
+    /// Adds what every reply has.
+    fn complete(&self, checked: &Checked<'_>, headers: &mut HeaderMap) {
         // An answer is valid only now.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(decision) = checked.outcome.decision() {
             self.rate_limits.add(decision, headers);
         }
-        reply
     }
 
     fn let_through(&self, checked: &Checked<'_>) -> Response<String> {
@@ -49,10 +52,17 @@ impl CheckRules {
             // Names of headers are visible ASCII.
             reply.headers_mut().extend(HeaderValue::try_from(keys.join(",")).ok().map(|keys| (name, keys)));
         }
+        self.complete(checked, reply.headers_mut());
         reply
     }
 
-    fn refusal(&self, checked: &Checked<'_>, problem: &Problem, request: &HeaderMap) -> Response<String> {
+    /// The reply to a request that was not let through, without what is only for the gateway.
+    pub(crate) fn refusal(
+        &self,
+        checked: &Checked<'_>,
+        problem: &Problem,
+        request: &HeaderMap,
+    ) -> Response<String> {
         let body_type = BodyType::preferred(request);
         let mut reply = Response::new(String::new());
         *reply.status_mut() = self.gateway.status(problem.status);
@@ -72,6 +82,7 @@ impl CheckRules {
             headers
                 .extend(HeaderValue::try_from(problem.body(BodyType::Json)).ok().map(|body| (PROBLEM, body)));
         }
+        self.complete(checked, headers);
         *reply.body_mut() = problem.body(body_type);
         reply
     }

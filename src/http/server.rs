@@ -3,36 +3,27 @@
 //! Bodies are left to the handler. hyper closes a connection whose request has more of a body than was
 //! read or received already.
 
-use std::error::Error;
-use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use hyper::body::{Body, Incoming};
 use keyward_service::log_limit::LogLimit;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tracing::warn;
 
-use crate::connection::{Protocol, converse};
+use crate::connection::{Connection, stopped};
+use crate::handler::{Handler, Peer};
+use crate::limits::ServerLimits;
 
 /// Pause after a connection could not be accepted, usually for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Idle timeout of a peer that is refused whatever it requests. It must not keep others from connecting.
 const UNEXPECTED_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Maximum number of headers. Browsers and proxies together send some 30.
-pub(crate) const MAX_HEADERS: usize = 128;
-
-/// hyper's smallest buffer.
-pub const MIN_HEADER_BYTES: usize = 8 << 10;
 
 /// Where connections come from.
 #[derive(Debug)]
@@ -41,62 +32,6 @@ pub enum Listener {
     Unix(UnixListener),
     /// A TCP socket, on the loopback interface.
     Tcp(TcpListener),
-}
-
-/// The bounds of one listener, and of each of its connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServerLimits {
-    /// Connections beyond it wait to be accepted.
-    pub max_connections: usize,
-    /// Bytes of the first line and the headers of a request, at least [`MIN_HEADER_BYTES`].
-    pub max_header_bytes: usize,
-    /// Time within which the headers of the next request have to arrive, and within which a peer has to
-    /// take some of a reply.
-    pub idle_timeout: Duration,
-    /// Time that connections have to end in, once the server stops.
-    pub drain_timeout: Duration,
-}
-
-/// The process that has connected to a Unix socket, as the kernel states it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
-    /// Its effective user.
-    pub uid: u32,
-    /// Its number, if it is in a namespace of this process.
-    pub pid: Option<i32>,
-}
-
-/// What answers requests.
-pub trait Handler: 'static {
-    /// The body of its replies.
-    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + 'static;
-
-    /// The reply to a request. `peer` is `None` if it came through TCP. A body is read within bounds, or
-    /// not at all.
-    fn handle(
-        &self,
-        peer: Option<Peer>,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Self::Body>>;
-
-    /// What its peers speak.
-    fn protocol(&self) -> Protocol {
-        Protocol::Http1
-    }
-
-    /// Whether requests of this peer are answered with more than a refusal.
-    fn expects(&self, _peer: Option<Peer>) -> bool {
-        true
-    }
-
-    /// Called when a connection was accepted.
-    fn connection_opened(&self) {}
-
-    /// Called when it has ended.
-    fn connection_closed(&self) {}
-
-    /// Called about once a second, and at the end.
-    fn each_second(&self) {}
 }
 
 /// Serves connections until `stop` is true or its sender is gone, and then lets the requests in
@@ -108,6 +43,7 @@ pub async fn serve(
     stop: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
+    let requests = Rc::new(Semaphore::new(limits.max_connections));
     let mut stopping = pin!(stopped(stop.clone()));
     let log_limit = LogLimit::default();
     let mut seconds = interval(Duration::from_secs(1));
@@ -118,8 +54,9 @@ pub async fn serve(
             _ = seconds.tick() => handler.each_second(),
             accepted = listener.accept(), if connections.len() < limits.max_connections => match accepted {
                 Ok(accepted) => {
-                    let connection = accepted.serve(limits, Rc::clone(&handler), stop.clone());
-                    connections.spawn_local(connection);
+                    let (handler, requests) = (Rc::clone(&handler), Rc::clone(&requests));
+                    let connection = Connection { peer: None, limits, handler, requests, stop: stop.clone() };
+                    connections.spawn_local(accepted.serve(connection));
                 }
                 Err(error) => {
                     if log_limit.may_log() {
@@ -137,11 +74,6 @@ pub async fn serve(
         warn!("connections that did not end in time were closed");
     }
     handler.each_second();
-}
-
-pub(crate) async fn stopped(mut stop: watch::Receiver<bool>) {
-    // An error says that the sender is gone.
-    let _ = stop.wait_for(|is_stopping| *is_stopping).await;
 }
 
 enum Accepted {
@@ -164,20 +96,19 @@ impl Listener {
 }
 
 impl Accepted {
-    async fn serve(self, limits: ServerLimits, handler: Rc<impl Handler>, stop: watch::Receiver<bool>) {
-        let _open = OpenConnection::new(Rc::clone(&handler));
+    async fn serve(self, mut connection: Connection<impl Handler>) {
+        let _open = OpenConnection::new(Rc::clone(&connection.handler));
         match self {
             Self::Unix(stream) => {
                 let credentials = stream.peer_cred().ok();
-                let peer = credentials.map(|peer| Peer { uid: peer.uid(), pid: peer.pid() });
-                let limits = if handler.expects(peer) {
-                    limits
-                } else {
-                    ServerLimits { idle_timeout: limits.idle_timeout.min(UNEXPECTED_IDLE_TIMEOUT), ..limits }
-                };
-                converse(stream, peer, limits, handler, stop).await;
+                connection.peer = credentials.map(|peer| Peer { uid: peer.uid(), pid: peer.pid() });
+                if !connection.handler.expects(connection.peer) {
+                    let idle_timeout = &mut connection.limits.idle_timeout;
+                    *idle_timeout = UNEXPECTED_IDLE_TIMEOUT.min(*idle_timeout);
+                }
+                connection.serve(stream).await;
             }
-            Self::Tcp(stream) => converse(stream, None, limits, handler, stop).await,
+            Self::Tcp(stream) => connection.serve(stream).await,
         }
     }
 }
@@ -203,25 +134,19 @@ mod tests {
     use std::cell::Cell;
     use std::path::{Path, PathBuf};
 
+    use bytes::Bytes;
+    use http::{Request, Response};
     use http_body_util::Full;
+    use hyper::body::Incoming;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
     use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
     use super::*;
+    use crate::limits::{MAX_HEADERS, MIN_HEADER_BYTES, UNREACHED};
 
     const GET: &[u8] = b"GET /a HTTP/1.1\r\nhost: h\r\n\r\n";
     const OK: &str = "HTTP/1.1 200 OK";
-    /// Far longer than anything takes here.
-    const LONG: Duration = Duration::from_secs(60);
-
-    const LIMITS: ServerLimits = ServerLimits {
-        max_connections: 2,
-        max_header_bytes: MIN_HEADER_BYTES,
-        idle_timeout: LONG,
-        drain_timeout: LONG,
-    };
-
     /// Answers with the path of the request; `/slow` only when it is allowed to end.
     #[derive(Default)]
     struct Echo {
@@ -266,7 +191,8 @@ mod tests {
     /// The next reply, which has to be shorter than a read.
     async fn reply(stream: &mut UnixStream) -> String {
         let mut bytes = [0; 4096];
-        let length = timeout(LONG, stream.read(&mut bytes)).await.expect("in time").expect("reads");
+        let length =
+            timeout(UNREACHED.idle_timeout, stream.read(&mut bytes)).await.expect("in time").expect("reads");
         String::from_utf8_lossy(&bytes[..length]).into_owned()
     }
 
@@ -274,7 +200,7 @@ mod tests {
     async fn rest(stream: &mut UnixStream) -> String {
         let mut bytes = Vec::new();
         // A connection that is closed before all of a request was read may be reset.
-        let _ = timeout(LONG, stream.read_to_end(&mut bytes)).await.expect("in time");
+        let _ = timeout(UNREACHED.idle_timeout, stream.read_to_end(&mut bytes)).await.expect("in time");
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -286,7 +212,7 @@ mod tests {
     #[test]
     fn connection_carries_several_requests() {
         run(async {
-            let server = start(LIMITS);
+            let server = start(UNREACHED);
             let mut client = connect(&server.path).await;
             for _ in 0..2 {
                 client.write_all(GET).await.expect("writes");
@@ -300,7 +226,7 @@ mod tests {
     #[test]
     fn malformed_or_oversized_request_is_refused_and_the_server_continues() {
         run(async {
-            let server = start(LIMITS);
+            let server = start(UNREACHED);
             let oversized = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "a".repeat(2 * MIN_HEADER_BYTES));
             let many = format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(MAX_HEADERS + 1));
             for (request, expected) in [
@@ -327,7 +253,7 @@ mod tests {
     #[test]
     fn body_is_not_read() {
         run(async {
-            let server = start(LIMITS);
+            let server = start(UNREACHED);
             let mut client = connect(&server.path).await;
             client
                 .write_all(b"POST /a HTTP/1.1\r\ncontent-length: 1000000000\r\n\r\nabc")
@@ -341,7 +267,7 @@ mod tests {
     #[test]
     fn headers_that_do_not_arrive_in_time_end_the_connection() {
         run(async {
-            let server = start(ServerLimits { idle_timeout: Duration::from_millis(50), ..LIMITS });
+            let server = start(ServerLimits { idle_timeout: Duration::from_millis(50), ..UNREACHED });
             for beginning in [&b""[..], b"GET / HTTP/1.1\r\nx: "] {
                 let mut client = connect(&server.path).await;
                 client.write_all(beginning).await.expect("writes");
@@ -354,9 +280,9 @@ mod tests {
     #[test]
     fn connections_beyond_the_limit_wait() {
         run(async {
-            let server = start(LIMITS);
+            let server = start(UNREACHED);
             let mut clients = Vec::new();
-            for _ in 0..LIMITS.max_connections + 1 {
+            for _ in 0..UNREACHED.max_connections + 1 {
                 let mut client = connect(&server.path).await;
                 client.write_all(GET).await.expect("writes");
                 clients.push(client);
@@ -365,7 +291,7 @@ mod tests {
             for client in &mut clients {
                 assert!(reply(client).await.starts_with(OK));
             }
-            assert_eq!(server.echo.requests.get(), LIMITS.max_connections, "the last one waits");
+            assert_eq!(server.echo.requests.get(), UNREACHED.max_connections, "the last one waits");
             clients.pop();
             assert!(reply(&mut last).await.starts_with(OK));
         });
@@ -374,7 +300,7 @@ mod tests {
     #[test]
     fn stop_lets_requests_in_progress_end() {
         run(async {
-            let server = start(LIMITS);
+            let server = start(UNREACHED);
             let (mut busy, mut idle) = (connect(&server.path).await, connect(&server.path).await);
             busy.write_all(b"GET /slow HTTP/1.1\r\n\r\n").await.expect("writes");
             idle.write_all(GET).await.expect("writes");
@@ -394,7 +320,7 @@ mod tests {
     #[test]
     fn stop_ends_after_the_drain_timeout() {
         run(async {
-            let server = start(ServerLimits { drain_timeout: Duration::from_millis(50), ..LIMITS });
+            let server = start(ServerLimits { drain_timeout: Duration::from_millis(50), ..UNREACHED });
             let mut busy = connect(&server.path).await;
             busy.write_all(b"GET /slow HTTP/1.1\r\n\r\n").await.expect("writes");
             while server.echo.requests.get() < 1 {

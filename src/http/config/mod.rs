@@ -13,7 +13,7 @@ use keyward_settings::file::{self as settings_file, FileError};
 use keyward_settings::{Group, Log, SocketMode, SocketPath};
 
 use crate::check::CheckRules;
-use crate::server::ServerLimits;
+use crate::limits::ServerLimits;
 use crate::settlement::SettlementRules;
 
 mod file;

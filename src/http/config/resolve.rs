@@ -26,10 +26,10 @@ use crate::credential::CredentialPlaces;
 use crate::gateway::Gateway;
 use crate::hint::{HintPlace, Hints};
 use crate::identity::{IdentityHeaders, MetadataHeader};
+use crate::limits::ServerLimits;
 use crate::rate_limit::RateLimitHeaders;
 use crate::reserved_header;
 use crate::route::{Access, Requirements, Route, Routes};
-use crate::server::ServerLimits;
 use crate::settlement::SettlementRules;
 
 /// What all gateways have in common.
@@ -108,16 +108,9 @@ fn gateways(
             .map_or(Hints { place: HintPlace::Query, kinds: Vec::new() }, |HintsTable { place, kinds }| {
                 Hints { place, kinds }
             });
-        let is_query = hints.place == HintPlace::Query && !hints.kinds.is_empty();
-        if is_query && !table.kind.sets_query() {
-            let places = if table.kind.sets_context() { "\"headers\" or \"context\"" } else { "\"headers\"" };
-            let problem = format!(
-                "the query can be the client's, which could write hints: use {places}, which the gateway sets"
-            );
-            return Err(error("hints.place", &problem));
-        }
-        if hints.place == HintPlace::Context && !table.kind.sets_context() {
-            let problem = "only envoy-grpc sends context extensions: use \"query\" or \"headers\"";
+        if !hints.kinds.is_empty()
+            && let Some(problem) = untrusted_hints(table.kind, hints.place)
+        {
             return Err(error("hints.place", problem));
         }
         let client_address = table.client_address.map(|ClientAddress { header, trusted_hops }| {
@@ -143,6 +136,22 @@ fn gateways(
         });
     }
     Ok(listeners)
+}
+
+/// Why hints in this place can be the client's, or cannot be there; `None` if they are the gateway's.
+fn untrusted_hints(kind: Gateway, place: HintPlace) -> Option<&'static str> {
+    match place {
+        HintPlace::Context if kind.sets_context() => None,
+        HintPlace::Context => Some("only envoy-grpc sends context extensions: use \"query\" or \"headers\""),
+        // Envoy sends what the client has sent; it changes headers only after the check.
+        _ if kind.sets_context() => {
+            Some("only context extensions are never the client's, which could write hints: use \"context\"")
+        }
+        HintPlace::Query if !kind.sets_query() => Some(
+            "the query can be the client's, which could write hints: use \"headers\", which the gateway sets",
+        ),
+        HintPlace::Query | HintPlace::Headers => None,
+    }
 }
 
 fn metrics(

@@ -335,7 +335,11 @@ fn invalid_gateway_is_refused_with_its_place() {
         ),
         (
             gateway("hints = { place = 'query', kinds = ['cost'] }").replace("nginx", "envoy-grpc"),
-            ": gateways[0].hints.place: the query can be the client's, which could write hints: use \"headers\" or \"context\", which the gateway sets",
+            ": gateways[0].hints.place: only context extensions are never the client's, which could write hints: use \"context\"",
+        ),
+        (
+            gateway("hints = { place = 'headers', kinds = ['cost'] }").replace("nginx", "envoy-grpc"),
+            ": gateways[0].hints.place: only context extensions are never the client's, which could write hints: use \"context\"",
         ),
         (
             gateway("hints = { place = 'query', kinds = ['cost'] }").replace("nginx", "envoy"),

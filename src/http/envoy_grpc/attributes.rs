@@ -1,30 +1,13 @@
-//! The client's request, as a message states it.
+//! Reads the client's request from a message.
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 
 use super::messages::{AttributeContext, CheckRequest, Entry, HttpRequest};
-use crate::original::OriginalError;
+use crate::limits::MAX_HEADERS;
+use crate::original::{Attributes, OriginalError};
 use crate::outcome::Refusal;
-use crate::server::MAX_HEADERS;
-
-/// What a message states besides the headers of the client's request. It is in the extensions of the
-/// [`Parts`] that are checked.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Attributes {
-    pub(crate) method: Bytes,
-    pub(crate) target: Bytes,
-    pub(crate) context: Vec<(Bytes, Bytes)>,
-}
-
-impl Attributes {
-    /// The values of a context extension. One that is set has exactly one.
-    pub(crate) fn context(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        let named = self.context.iter().filter(move |(key, _)| key == name);
-        named.map(|(_, value)| value.as_ref())
-    }
-}
 
 /// The request that a message is about.
 ///

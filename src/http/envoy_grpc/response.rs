@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 
@@ -12,19 +13,22 @@ use super::messages::{
     OkHttpResponse, Status,
 };
 use crate::check::{CheckRules, Checked};
+use crate::original::Attributes;
+use crate::outcome::Outcome;
 use crate::problem::Problem;
-use crate::reply::VERDICT;
+use crate::rate_limit::LimitState;
 
-/// The response to a check of a request with these headers.
-pub(crate) fn of(rules: &CheckRules, checked: &Checked<'_>, request: &HeaderMap) -> CheckResponse {
+/// The response to a check of the request `parts`.
+pub(crate) fn of(rules: &CheckRules, checked: &Checked<'_>, parts: &Parts) -> CheckResponse {
     let (code, http_response) = match Problem::of(&checked.outcome) {
-        None => (Code::Ok, HttpResponse::Ok(let_through(rules, checked))),
+        None => (Code::Ok, HttpResponse::Ok(let_through(rules, checked, parts))),
         Some(problem) => {
-            let code = Code::of(problem.status);
-            let refusal = refusal(rules, checked, &problem, request);
-            // Envoy counts errors apart from denials.
-            let is_error = problem.status.is_server_error();
-            (code, if is_error { HttpResponse::Error(refusal) } else { HttpResponse::Denied(refusal) })
+            let refusal = refusal(rules, checked, &problem, &parts.headers);
+            // With `failure_mode_allow`, Envoy lets errors through: a request that the daemon could decide
+            // about is none.
+            let is_error = matches!(checked.outcome, Outcome::Unavailable(_));
+            let refusal = if is_error { HttpResponse::Error(refusal) } else { HttpResponse::Denied(refusal) };
+            (Code::of(problem.status), refusal)
         }
     };
     CheckResponse {
@@ -62,7 +66,7 @@ impl Code {
     }
 }
 
-fn let_through(rules: &CheckRules, checked: &Checked<'_>) -> OkHttpResponse {
+fn let_through(rules: &CheckRules, checked: &Checked<'_>, parts: &Parts) -> OkHttpResponse {
     let decision = checked.outcome.decision();
     let (mut identity, mut limits) = (HeaderMap::new(), HeaderMap::new());
     rules.identity.add(decision.filter(|decision| decision.is_allowed()), &mut identity);
@@ -74,8 +78,16 @@ fn let_through(rules: &CheckRules, checked: &Checked<'_>) -> OkHttpResponse {
         headers: stated.into_iter().map(overwriting).collect(),
         headers_to_remove: rules.credentials.header_names().chain(empty).map(HeaderName::to_string).collect(),
         response_headers_to_add: limits.iter().map(overwriting).collect(),
-        query_parameters_to_remove: rules.credentials.query.iter().cloned().collect(),
+        query_parameters_to_remove: key_parameters(rules, parts),
     }
+}
+
+/// The parameters of the query that hold a key, as they are spelled there. Envoy does not decode names. It
+/// sorts the parameters of a query that it removes one from, so it is told only of those that are there.
+fn key_parameters(rules: &CheckRules, parts: &Parts) -> Vec<String> {
+    let target = parts.extensions.get().and_then(|stated: &Attributes| str::from_utf8(&stated.target).ok());
+    let query = target.and_then(|target| Some(target.split_once('?')?.1)).unwrap_or_default();
+    rules.credentials.names_in(query).map(str::to_owned).collect()
 }
 
 fn refusal(
@@ -84,12 +96,10 @@ fn refusal(
     problem: &Problem,
     request: &HeaderMap,
 ) -> DeniedHttpResponse {
-    let (parts, body) = rules.reply(checked, request).into_parts();
-    // The verdict is for the gateway's log, which has it from the metadata.
-    let for_client = parts.headers.iter().filter(|(name, _)| **name != VERDICT);
+    let (parts, body) = rules.refusal(checked, problem, request).into_parts();
     DeniedHttpResponse {
         status: Some(HttpStatus { code: problem.status.as_u16().into() }),
-        headers: for_client.map(overwriting).collect(),
+        headers: parts.headers.iter().map(overwriting).collect(),
         body,
     }
 }
@@ -116,6 +126,7 @@ fn metadata(rules: &CheckRules, checked: &Checked<'_>) -> Struct {
         ];
         fields.extend(identity.into_iter().filter_map(|(name, value)| Some((name, text(value?)))));
         let of_key = rules.identity.metadata(Some(decision)).into_iter();
+        let of_key = of_key.filter(|(_, value)| !value.is_empty());
         let of_key: Vec<_> = of_key.map(|(field, value)| (field, text(value))).collect();
         if !of_key.is_empty() {
             fields.push(("metadata", object(of_key)));
@@ -128,7 +139,7 @@ fn metadata(rules: &CheckRules, checked: &Checked<'_>) -> Struct {
     members(fields)
 }
 
-fn limit(state: &crate::rate_limit::LimitState<'_>) -> Value {
+fn limit(state: &LimitState<'_>) -> Value {
     // Numbers of a Struct are doubles. Larger ones than they can count are not exact.
     let number = |number: u64| value(Kind::NumberValue(number as f64));
     let mut fields = vec![
@@ -166,7 +177,7 @@ mod tests {
     use crate::gateway::Gateway;
     use crate::hint::{HintPlace, Hints};
     use crate::identity::{IdentityHeaders, MetadataHeader};
-    use crate::outcome::{Outcome, Refusal, Unavailable};
+    use crate::outcome::{Refusal, Unavailable};
     use crate::rate_limit::RateLimitHeaders;
     use crate::route::{Requirements, Route, Routes};
 
@@ -190,9 +201,15 @@ mod tests {
     }
 
     fn response(outcome: Outcome) -> CheckResponse {
+        response_to("/", outcome)
+    }
+
+    fn response_to(target: &'static str, outcome: Outcome) -> CheckResponse {
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        parts.extensions.insert(Attributes { target: target.into(), ..Attributes::default() });
         let route = Route { name: "invoices".to_owned(), ..Route::default() };
         let checked = Checked { outcome, route: Some(&route), requirements: Requirements::default() };
-        of(&rules(), &checked, &HeaderMap::new())
+        of(&rules(), &checked, &parts)
     }
 
     fn decision(verdict: Verdict) -> Decision {
@@ -232,9 +249,22 @@ mod tests {
         assert_eq!(lines(&ok.headers), identity);
         let removed = ["authorization", "x-api-key", "x-keyward-plan", "x-keyward-environment"];
         assert_eq!(ok.headers_to_remove, removed);
-        assert_eq!(ok.query_parameters_to_remove, ["api_key"]);
         let limits = ["ratelimit-policy: \"requests\";q=9", "ratelimit: \"requests\";r=3;t=3"];
         assert_eq!(lines(&ok.response_headers_to_add), limits);
+    }
+
+    #[test]
+    fn key_in_the_query_is_removed_as_it_is_spelled() {
+        for (target, expected) in [
+            ("/", &[][..]),
+            ("/?z=1&a", &[]),
+            ("/?z=1&api_key=k&a", &["api_key"]),
+            ("/?api%5Fkey=k&%61pi_key=k", &["api%5Fkey", "%61pi_key"]),
+        ] {
+            let response = response_to(target, Outcome::Allowed(decision(Verdict::Allowed)));
+            let Some(HttpResponse::Ok(ok)) = response.http_response else { panic!("it is let through") };
+            assert_eq!(ok.query_parameters_to_remove, expected, "{target}");
+        }
     }
 
     /// Without a key, every header that could be forged is removed.
@@ -264,19 +294,25 @@ mod tests {
         assert_eq!(lines(&denied.headers), expected);
     }
 
+    /// With `failure_mode_allow`, Envoy lets errors through, and no denial.
     #[test]
-    fn failure_is_an_error_and_not_a_denial() {
+    fn only_what_cannot_be_asked_is_an_error() {
         let not_ready = Unavailable::NotReady(decision(Verdict::NotReady));
         let late = keyward_client::Error::ConnectionLost { written: false };
-        for outcome in [
-            Outcome::Unavailable(not_ready),
-            Outcome::Unavailable(Unavailable::NoAnswer(late)),
-            Outcome::Refused(Refusal::Invalid(String::new())),
+        for (outcome, status, expected) in [
+            (Outcome::Unavailable(not_ready), 503, true),
+            (Outcome::Unavailable(Unavailable::NoAnswer(late)), 503, true),
+            (Outcome::Refused(Refusal::Invalid(String::new())), 500, false),
+            (Outcome::Denied(decision(Verdict::UnknownLimit)), 500, false),
         ] {
             let response = response(outcome);
             assert_ne!(code(&response), 0);
-            let Some(HttpResponse::Error(error)) = response.http_response else { panic!("it is an error") };
-            assert!(error.status.expect("a status").code >= 500);
+            let (refusal, is_error) = match response.http_response {
+                Some(HttpResponse::Error(error)) => (error, true),
+                Some(HttpResponse::Denied(denied)) => (denied, false),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((refusal.status.expect("a status").code, is_error), (status, expected));
         }
     }
 
@@ -307,6 +343,9 @@ mod tests {
             ("limits", value(Kind::ListValue(ListValue { values: vec![limit] }))),
         ]);
         assert_eq!(fields, expected.fields);
+        let without_tenant = Answer { metadata: Some("{}"), ..Answer::without_key(1, Verdict::Allowed, 1) };
+        let allowed = response(Outcome::Allowed(Decision::from(&without_tenant))).dynamic_metadata;
+        assert!(!allowed.expect("metadata").fields.contains_key("metadata"), "nothing is stated");
         let open = response(Outcome::Open).dynamic_metadata.expect("metadata");
         assert_eq!(open.fields, members([("verdict", text("OPEN")), ("route", text("invoices"))]).fields);
     }

@@ -12,10 +12,10 @@ use super::amounts::Amounts;
 use super::reply::Settled;
 use super::request::{RequestError, operation, read};
 use super::settle::settle;
+use crate::handler::{Handler, Peer};
 use crate::limited_log::LimitedLog;
 use crate::metrics::CompanionMetrics;
 use crate::outcome::{Outcome, Refusal};
-use crate::server::{Handler, Peer};
 
 /// Settles, and logs what an operator has to know about.
 pub(crate) struct SettlementHandler {

@@ -1,7 +1,7 @@
 //! A page in a browser, with a key that may be used from its origin only.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -25,25 +25,29 @@ const PAGE: &str = r#"<!doctype html>
 </script>
 "#;
 
-/// Serves the page on a port of this host. Its thread ends with the process.
+/// Serves the page on a port of this host. Its threads end with the process.
 fn serve_page() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("binds");
     let port = listener.local_addr().expect("an address").port();
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let mut reader = BufReader::new(stream);
-            let mut line = String::new();
-            while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
-                line.clear();
-            }
-            let page = PAGE.replace("KEY", KEY);
-            let head =
-                format!("Content-Type: text/html\r\nContent-Length: {}\r\nConnection: close", page.len());
-            // A browser may have left.
-            let _ = write!(reader.get_mut(), "HTTP/1.1 200 OK\r\n{head}\r\n\r\n{page}");
+            // A browser may open a connection that it does not use.
+            thread::spawn(|| send_page(stream));
         }
     });
     port
+}
+
+fn send_page(stream: TcpStream) {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
+        line.clear();
+    }
+    let page = PAGE.replace("KEY", KEY);
+    let head = format!("Content-Type: text/html\r\nContent-Length: {}\r\nConnection: close", page.len());
+    // A browser may have left.
+    let _ = write!(reader.get_mut(), "HTTP/1.1 200 OK\r\n{head}\r\n\r\n{page}");
 }
 
 /// What the page of the origin with this port shows, once it has asked for a path of the API.
