@@ -86,6 +86,7 @@ mod tests {
     use std::task::{Context, Poll};
 
     use hyper::body::Frame;
+    use tokio::time::Instant;
     use tonic::Code;
 
     use super::*;
@@ -145,6 +146,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn call_that_does_not_arrive_ends() {
+        let started = Instant::now();
         assert_eq!(answered(CHECK, Never, LIMITS).await, Err(Code::DeadlineExceeded));
+        assert!(started.elapsed() < 2 * LIMITS.arrival);
     }
 }

@@ -1,14 +1,15 @@
 //! A daemon, `keyward http` and a Prometheus that scrapes it.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::server::{Prometheus, read, replace};
-use crate::support::http_client::{Response, send};
-use crate::support::{Daemon, Process, free_port, start_companion, wait_until};
+use crate::support::http_client::{Response, converse, send};
+use crate::support::{Daemon, Process, TIMEOUT, free_port, start_companion, wait_until};
 
 /// `keyward http` with a gateway like nginx, whose route "status" fails open. Few connections, so that a
 /// test reaches the limit; a deadline that a busy machine keeps.
@@ -26,6 +27,11 @@ admin = "{admin}"
 name = "nginx"
 kind = "nginx"
 listen = "127.0.0.1:{gateway}"
+request_id = { header = "x-request-id", within = "10s" }
+
+[settlement]
+listen = "{settlement}"
+uids = [{uid}]
 
 [[routes]]
 path = "/open"
@@ -39,6 +45,9 @@ fail_open = true
 [[routes]]
 path = "/**"
 "#;
+
+/// The socket for settlements.
+const SETTLEMENT: &str = "settlement.sock";
 
 /// Everything that a test of metrics needs.
 pub(super) struct Stack {
@@ -60,6 +69,8 @@ impl Stack {
             .replace("{verify}", daemon.socket().to_str().expect("UTF-8"))
             .replace("{admin}", daemon.admin_socket().to_str().expect("UTF-8"))
             .replace("{gateway}", &gateway.to_string())
+            .replace("{settlement}", directory.path().join(SETTLEMENT).to_str().expect("UTF-8"))
+            .replace("{uid}", &geteuid().as_raw().to_string())
             .replace("{metrics}", &metrics.to_string());
         fs::write(directory.path().join("http.toml"), config).expect("writes");
         let companion = start_companion(directory.path());
@@ -78,6 +89,16 @@ impl Stack {
         let target = format!("X-Original-URI: {target}");
         let key = format!("Authorization: Bearer {key}");
         send(self.gateway, "GET", "/", &["X-Original-Method: GET", &target, &key])
+    }
+
+    /// Reports what a response has cost.
+    pub(super) fn settle(&self, path: &str, key: &str) -> Response {
+        let socket = UnixStream::connect(self.directory.path().join(SETTLEMENT)).expect("connects");
+        socket.set_read_timeout(Some(TIMEOUT)).expect("sets");
+        let key = format!("Authorization: Bearer {key}");
+        let body = r#"{"cost":1}"#;
+        let length = format!("Content-Length: {}", body.len());
+        converse(socket, "POST", path, &[&key, "Content-Type: application/json", &length], body)
     }
 
     /// Waits until the alerts fire. Causes them with `cause` again and again, because Prometheus sees an

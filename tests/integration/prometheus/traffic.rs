@@ -35,6 +35,14 @@ pub(super) fn send_all(stack: &Stack) {
             stack.check(target, key);
         }
     }
+    for path in ["/debit", "/refund"] {
+        assert_eq!(stack.settle(path, "key").status, 200);
+    }
+    let request =
+        ["X-Original-Method: GET", "X-Original-URI: /", "Authorization: Bearer key", "X-Request-Id: 1"];
+    for _ in 0..2 {
+        assert_eq!(send(stack.gateway, "GET", "/", &request).status, 200);
+    }
     client.debit(&Debit::new("key", 1)).expect("an answer");
     client.refund(&Refund::new("key", 1)).expect("an answer");
     stack.daemon.connect().send(b"no frame of the protocol");
