@@ -16,8 +16,7 @@ use criterion::Criterion;
 use keyward_engine::record::KeyRecord;
 use keyward_engine::snapshot::{Builder, RowBatch};
 
-use support::Seeded;
-use support::keys::{key_id, owner};
+use keyward_bench_keys::{Seeded, key_id, owner};
 
 mod support;
 

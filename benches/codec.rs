@@ -20,7 +20,7 @@ use keyward_protocol::{
     Request, Response, ScopeMode, Scopes, Verdict, Verify, parse_frame,
 };
 
-use support::keys;
+use keyward_bench_keys as keys;
 use support::pin::{Pinned, processors};
 
 mod support;

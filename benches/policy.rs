@@ -24,8 +24,7 @@ use keyward_engine::verify::Verifier;
 use keyward_protocol::{CostsBuf, Credential, Debit, Refund, ScopeMode, Scopes, Verify};
 use sha2::{Digest, Sha256};
 
-use support::Seeded;
-use support::keys::{self, Fixture, KEY_BYTES};
+use keyward_bench_keys::{self as keys, Fixture, KEY_BYTES, Seeded};
 use support::pin::{Pinned, processors};
 use support::summary::{BenchId, Summary};
 

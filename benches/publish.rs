@@ -30,8 +30,7 @@ use keyward_engine::snapshot::Snapshot;
 use keyward_engine::verify::{BATCH_SIZE, Verifier};
 use keyward_protocol::{Credential, Verify};
 
-use support::Seeded;
-use support::keys::{self, Fixture};
+use keyward_bench_keys::{self as keys, Fixture, Seeded};
 use support::pin::{Pinned, processors};
 use support::summary::{BenchId, Summary};
 

@@ -31,8 +31,7 @@ use keyward_protocol::{
     Answer, Credential, LENGTH_BYTES, MAX_ANSWER_LENGTH, ParsedFrame, Response, Verdict, Verify, parse_frame,
 };
 
-use support::Seeded;
-use support::keys;
+use keyward_bench_keys::{self as keys, Seeded};
 use support::pin::{Pinned, processors};
 use support::server::{self, Server};
 use support::summary::{BenchId, Summary};

@@ -32,9 +32,8 @@ use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, Verdict, Verify};
 use sha2::{Digest, Sha256};
 
-use support::Seeded;
+use keyward_bench_keys::{self as keys, Fixture, KEY_BYTES, Seeded};
 use support::cache_lines::LineTable;
-use support::keys::{self, Fixture, KEY_BYTES};
 use support::pin::{Pinned, processors};
 use support::summary::{BenchId, Summary};
 

@@ -4,7 +4,7 @@
 
 use keyward_memory::{HugePages, HugeVec, prefetch};
 
-use super::Seeded;
+use keyward_bench_keys::Seeded;
 
 /// Bytes of the table: about as many as a million keys take.
 const TABLE_BYTES: usize = 128 << 20;

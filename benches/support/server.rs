@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::keys;
 use super::pin::Pinned;
+use keyward_bench_keys as keys;
 
 /// Environment variable that makes the bench's own program run as the echo.
 const ECHO_VARIABLE: &str = "KEYWARD_BENCH_ECHO";

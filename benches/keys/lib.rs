@@ -1,6 +1,8 @@
 //! Numbered keys. Key, digest and record are computed from the number, so preparing a request does
 //! not touch the snapshot that it is looked up in.
 
+#![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
+
 use std::io::Write;
 use std::sync::Arc;
 
@@ -10,29 +12,26 @@ use keyward_engine::now::Now;
 use keyward_engine::record::{Digest, KeyRecord, Plans, parse_limits};
 use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 
-use super::Seeded;
-
 /// Bytes of a key: a prefix and 30 hexadecimal digits.
-pub(crate) const KEY_BYTES: usize = 40;
+pub const KEY_BYTES: usize = 40;
 
 /// A limit that no bench reaches.
-pub(crate) const HIGH_LIMIT: &str = "10000000/s burst 1000000000";
+pub const HIGH_LIMIT: &str = "10000000/s burst 1000000000";
 
 /// Two limits that no bench reaches.
-pub(crate) const TWO_HIGH_LIMITS: &str =
-    "requests=10000000/s burst 1000000000; daily=10000000/s burst 2000000000";
+pub const TWO_HIGH_LIMITS: &str = "requests=10000000/s burst 1000000000; daily=10000000/s burst 2000000000";
 
 /// A limit that the first request uses up for a day.
-pub(crate) const ONE_PER_DAY: &str = "1/d burst 1";
+pub const ONE_PER_DAY: &str = "1/d burst 1";
 
 /// Keys that share an owner.
 const KEYS_PER_OWNER: u64 = 10;
 
 /// The time at which a bench starts: some minutes after the clock's origin, in 2027.
-pub(crate) const START: Now = Now { nanoseconds: 1 << 42, unix: 1_800_000_000, millisecond: 0 };
+pub const START: Now = Now { nanoseconds: 1 << 42, unix: 1_800_000_000, millisecond: 0 };
 
 /// The key with a number.
-pub(crate) fn raw_key(number: u64) -> [u8; KEY_BYTES] {
+pub fn raw_key(number: u64) -> [u8; KEY_BYTES] {
     let mut random = Seeded::new(number);
     let (high, low) = (random.next(), random.next() >> 8);
     let mut key = *b"acme_live_..............................";
@@ -41,40 +40,43 @@ pub(crate) fn raw_key(number: u64) -> [u8; KEY_BYTES] {
 }
 
 /// The SHA-256 of the key with a number.
-pub(crate) fn digest(number: u64) -> Digest {
+pub fn digest(number: u64) -> Digest {
     key_format::hash(&raw_key(number))
 }
 
 /// The `key_id` in exports. All have the same length, and so have the answers.
-pub(crate) fn key_id(number: u64) -> String {
+pub fn key_id(number: u64) -> String {
     format!("key_{number:08}")
 }
 
 /// The `owner` in exports.
-pub(crate) fn owner(number: u64) -> String {
+pub fn owner(number: u64) -> String {
     format!("owner_{:07}", number / KEYS_PER_OWNER)
 }
 
 /// A limiter, and the snapshots that charge its buckets.
-pub(crate) struct Fixture {
-    pub(crate) limiter: Limiter,
+#[derive(Default)]
+pub struct Fixture {
+    /// The buckets.
+    pub limiter: Limiter,
     allocator: SlotAllocator,
 }
 
 impl Fixture {
-    pub(crate) fn new() -> Self {
+    /// An empty limiter.
+    pub fn new() -> Self {
         Self { limiter: Limiter::new(), allocator: SlotAllocator::new() }
     }
 
     /// A snapshot of the keys `0..keys`, each with `limits` (none if empty). With the same limits
     /// as `previous`, it charges the same buckets.
-    pub(crate) fn snapshot(&mut self, keys: u64, limits: &str, previous: Option<&Snapshot>) -> Snapshot {
+    pub fn snapshot(&mut self, keys: u64, limits: &str, previous: Option<&Snapshot>) -> Snapshot {
         self.snapshot_with(keys, limits, SnapshotMeta::default(), previous, Arc::default(), |_| ())
     }
 
     /// The same with plans, the global policy of the metadata, and records completed by
     /// `configure`.
-    pub(crate) fn snapshot_with(
+    pub fn snapshot_with(
         &mut self,
         keys: u64,
         limits: &str,
@@ -117,5 +119,29 @@ impl Fixture {
         // Nothing to settle: no rate has changed, and no key has gone.
         let _settlement = allocation.commit();
         snapshot
+    }
+}
+
+/// A seeded generator (splitmix64). Every run has the same numbers, so runs can be compared.
+pub struct Seeded(u64);
+
+impl Seeded {
+    /// The numbers of a seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "it never ends")]
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number in `0..end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 }

@@ -6,23 +6,19 @@
 //! callgrind counts only what [`measured`] executes. The key set is small, because cache misses
 //! execute no instructions.
 //!
-//! Run by itself (`cargo bench --bench instructions`), it does the same work and counts nothing.
+//! Run by itself, it does the same work and counts nothing.
 
 #![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 
 use std::hint::black_box;
 
+use keyward_bench_keys::{self as keys, Fixture, Seeded};
 use keyward_daemon::connection::{Counters, Terms, respond};
 use keyward_daemon::usage::UsageLog;
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::snapshot::View;
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
-
-use support::Seeded;
-use support::keys::{self, Fixture};
-
-mod support;
 
 const KEYS: u64 = 1_000;
 const BATCHES: usize = 100;
