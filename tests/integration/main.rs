@@ -19,6 +19,7 @@ mod bench;
 mod budgets;
 mod busy_poll;
 mod check;
+mod clients;
 mod compiled;
 mod credit_kills;
 mod descriptors;

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::clients::{assert_succeeds, python};
 use crate::support::{Daemon, Export, Setup, keyward, row, wait_until};
 use keyward_client::Request;
 use keyward_protocol::Verdict;
@@ -267,6 +268,15 @@ fn every_verdict_is_tested() {
     tested.insert("UNKNOWN_LIMIT".into());
     let all: BTreeSet<String> = Verdict::all().map(|verdict| verdict.name().into()).collect();
     assert_eq!(tested, all);
+}
+
+#[test]
+#[ignore = "needs Python"]
+fn python_client_gets_every_verdict() {
+    let daemon = Daemon::serving(export());
+    let cases = daemon.setup.path("expectations.json");
+    fs::write(&cases, serde_json::to_vec(&expectations()).expect("JSON")).expect("a file");
+    assert_succeeds(python().arg("tests/verdicts.py").arg(daemon.socket()).arg(cases));
 }
 
 #[test]
