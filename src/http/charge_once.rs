@@ -133,6 +133,11 @@ impl ChargedRequests {
         Arc::new(Self { within, deadline, max: MAX_IDS, metrics, state: Mutex::default() })
     }
 
+    /// Time within which a check has to be decided, waiting included.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// Waits until no other check with this id is in progress, within the deadline.
     pub(crate) async fn turn(self: &Arc<Self>, id: ChargeId) -> Turn {
         let turn = timeout(self.deadline, self.next_turn(id)).await.unwrap_or(Turn::Late(self.deadline));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use keyward_client::{Client, Decision, Error, ErrorCode, Request, Verdict};
+use tokio::time::{Instant, timeout};
 
 use crate::charge_once::{ChargeId, ChargedRequests, RequestId, Turn};
 use crate::client_address::AddressSource;
@@ -57,7 +58,12 @@ pub struct Checked<'c> {
 impl Checked<'_> {
     /// A request that cannot be read.
     pub(crate) fn refused(refusal: Refusal) -> Self {
-        Self { outcome: Outcome::Refused(refusal), route: None, requirements: Requirements::default() }
+        Self::undecided(Outcome::Refused(refusal))
+    }
+
+    /// A request that no route was looked for.
+    pub(crate) fn undecided(outcome: Outcome) -> Self {
+        Self { outcome, route: None, requirements: Requirements::default() }
     }
 }
 
@@ -107,25 +113,32 @@ impl CheckRules {
         charged: Option<&Arc<ChargedRequests>>,
         question: &Question<'_>,
     ) -> Result<Decision, Error> {
-        let turn = match (charged, question.charge_id) {
-            (Some(charged), Some(id)) => charged.turn(id).await,
-            _ => Turn::Unremembered,
+        let (Some(charged), Some(id)) = (charged, question.charge_id) else {
+            return client.verify(&self.request(question, &question.requirements)).await;
         };
-        match turn {
-            Turn::Late(deadline) => Err(Error::Deadline { deadline, written: false }),
-            Turn::Unremembered => client.verify(&self.request(question, &question.requirements)).await,
-            Turn::Repeated => {
-                let free = question.requirements.without_costs();
-                client.verify(&self.request(question, &free)).await
-            }
-            Turn::First(first) => {
-                let answer = client.verify(&self.request(question, &question.requirements)).await;
-                if answer.as_ref().is_ok_and(Decision::is_allowed) {
-                    first.has_charged();
+        let start = Instant::now();
+        let turn = charged.turn(id).await;
+        let answer = async {
+            match turn {
+                Turn::Late(deadline) => Err(Error::Deadline { deadline, written: false }),
+                Turn::Unremembered => client.verify(&self.request(question, &question.requirements)).await,
+                Turn::Repeated => {
+                    let free = question.requirements.without_costs();
+                    client.verify(&self.request(question, &free)).await
                 }
-                answer
+                Turn::First(first) => {
+                    let answer = client.verify(&self.request(question, &question.requirements)).await;
+                    if answer.as_ref().is_ok_and(Decision::is_allowed) {
+                        first.has_charged();
+                    }
+                    answer
+                }
             }
-        }
+        };
+        // The time that it has waited for its turn is part of the deadline.
+        let deadline = charged.deadline();
+        let left = deadline.saturating_sub(start.elapsed());
+        timeout(left, answer).await.unwrap_or(Err(Error::Deadline { deadline, written: true }))
     }
 
     fn plan<'r>(&self, parts: &'r Parts) -> Result<(Option<&Route>, Plan<'r>), Refusal> {
@@ -227,12 +240,16 @@ fn is_unavailable(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::{HeaderName, HeaderValue};
-    use keyward_client::{DaemonError, FieldTooLongError};
+    use keyward_client::{DaemonError, FieldTooLongError, Options};
     use keyward_protocol::Answer;
+    use tokio::time::sleep;
 
     use super::*;
     use crate::hint::{HintKind, HintPlace};
+    use crate::metrics::RepetitionMetrics;
     use crate::route::PathPattern;
 
     fn rules(routes: Vec<Route>) -> CheckRules {
@@ -370,5 +387,34 @@ mod tests {
             assert_eq!(by_default.is_let_through(), closed == "ALLOWED");
             assert_eq!(conclude(answer, true).is_let_through(), open, "{closed}");
         }
+    }
+
+    /// A repeated check waits for the first one, and is decided by the deadline all the same.
+    #[tokio::test(start_paused = true)]
+    async fn deadline_includes_the_time_that_a_repeated_check_waits() {
+        const DEADLINE: Duration = Duration::from_secs(10);
+        const LATER: Duration = Duration::from_secs(4);
+        let directory = tempfile::TempDir::new().expect("a directory");
+        let socket = directory.path().join("socket");
+        // It accepts no connection.
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("binds");
+        let client = Client::with_options(Options::new(&socket).deadline(DEADLINE));
+        let charged = ChargedRequests::new(DEADLINE, DEADLINE, RepetitionMetrics::default());
+        let name = HeaderName::from_static("x-request-id");
+        let rules = CheckRules {
+            request_id: Some(RequestId { header: name, within: DEADLINE }),
+            ..rules(vec![route("r", "/")])
+        };
+        let parts = parts("/", "GET", "/", &[("x-api-key", "key"), ("x-request-id", "1")]);
+        let start = Instant::now();
+        let check = || rules.check(&client, Some(&charged), &parts);
+        let repeated = async {
+            sleep(LATER).await;
+            check().await
+        };
+        for checked in <[_; 2]>::from(tokio::join!(check(), repeated)) {
+            assert!(matches!(checked.outcome, Outcome::Unavailable(_)), "{:?}", checked.outcome);
+        }
+        assert!(start.elapsed() < LATER + DEADLINE + Duration::from_secs(1), "{:?}", start.elapsed());
     }
 }

@@ -14,7 +14,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_io_timeout::TimeoutStream;
@@ -38,9 +38,6 @@ pub(crate) struct Connection<H> {
     pub(crate) peer: Option<Peer>,
     pub(crate) limits: ServerLimits,
     pub(crate) handler: Rc<H>,
-    /// One permit for each further request of HTTP/2 that may be handled. With HTTP/1.1, the number of
-    /// connections is the bound.
-    pub(crate) requests: Rc<Semaphore>,
     pub(crate) stop: watch::Receiver<bool>,
 }
 
@@ -85,21 +82,21 @@ impl<H: Handler> Connection<H> {
     }
 
     async fn serve_http2(self, stream: impl Read + Write + Unpin + 'static) -> Ended {
-        let Self { peer, limits, handler, requests, stop } = self;
+        let Self { peer, limits, handler, stop } = self;
         let activity = Rc::new(Activity::default());
         let service = service_fn(|request: Request<Incoming>| {
-            let (handler, requests) = (Rc::clone(&handler), Rc::clone(&requests));
+            let handler = Rc::clone(&handler);
             let in_progress = activity.begin();
             async move {
                 let _in_progress = in_progress;
-                // It is never closed.
-                let _permit = requests.acquire().await;
                 Ok::<_, Infallible>(handler.handle(peer, request).await)
             }
         });
         let mut http = http2::Builder::new(LocalExecutor);
         http.timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
+            .max_concurrent_streams(
+                MAX_STREAMS.min(u32::try_from(limits.max_connections).unwrap_or(u32::MAX)),
+            )
             .max_header_list_size(MAX_GRPC_HEADER_BYTES)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW);
@@ -235,9 +232,7 @@ mod tests {
         let (own, other) = duplex(1 << 10);
         let echo = Rc::new(Echo { protocol, handled: Cell::new(0), may_end: tokio::sync::Notify::new() });
         let (stop, stopping) = watch::channel(false);
-        let requests = Rc::new(Semaphore::new(limits.max_connections));
-        let connection =
-            super::Connection { peer: None, limits, handler: Rc::clone(&echo), requests, stop: stopping };
+        let connection = super::Connection { peer: None, limits, handler: Rc::clone(&echo), stop: stopping };
         let ended = spawn_local(connection.serve(other));
         (own, Connected { echo, stop, ended })
     }
@@ -312,30 +307,6 @@ mod tests {
             connection.echo.may_end.notify_one();
             assert_eq!(slow.await.expect("it ends"), "a");
             connection.ended.await.expect("it ends");
-        });
-    }
-
-    #[test]
-    fn requests_of_http2_beyond_the_limit_wait() {
-        run(async {
-            let (stream, connection) = connect(Protocol::Http2, UNREACHED);
-            let mut sender = handshake(stream).await;
-            let slow: Vec<_> = (0..=UNREACHED.max_connections)
-                .map(|_| spawn_local(sender.send_request(request("/slow", Full::from("a")))))
-                .collect();
-            tokio::time::sleep(SHORT).await;
-            assert_eq!(connection.echo.handled.get(), UNREACHED.max_connections);
-            let echo = Rc::clone(&connection.echo);
-            spawn_local(async move {
-                loop {
-                    echo.may_end.notify_one();
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            });
-            for slow in slow {
-                slow.await.expect("it ends").expect("a reply");
-            }
-            assert_eq!(connection.echo.handled.get(), UNREACHED.max_connections + 1);
         });
     }
 

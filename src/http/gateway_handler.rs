@@ -9,6 +9,8 @@ use http::{Request, Response};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use keyward_client::Client;
+use tokio::sync::Semaphore;
+use tonic::Status;
 use tracing::warn;
 
 use crate::charge_once::ChargedRequests;
@@ -20,7 +22,7 @@ use crate::limited_log::LimitedLog;
 use crate::limits::ServerLimits;
 use crate::metrics::{CompanionMetrics, GatewayMetrics};
 use crate::original::{Attributes, OriginalError};
-use crate::outcome::{Outcome, Refusal};
+use crate::outcome::{Outcome, Refusal, Unavailable};
 
 /// Bytes of a message of gRPC for each byte that the headers of a request may have. A message states them,
 /// and what the gateway knows besides.
@@ -33,6 +35,9 @@ pub(crate) struct GatewayHandler {
     client: Client,
     charged: Option<Arc<ChargedRequests>>,
     limits: ServerLimits,
+    /// One permit for each further call of gRPC that may be in progress. With HTTP/1.1, the number of
+    /// connections is the bound.
+    calls: Semaphore,
     metrics: GatewayMetrics,
     failed_open: LimitedLog,
     unavailable: LimitedLog,
@@ -56,6 +61,7 @@ impl GatewayHandler {
             client,
             charged,
             limits,
+            calls: Semaphore::new(limits.max_connections),
             metrics,
             failed_open: LimitedLog::default(),
             unavailable: LimitedLog::default(),
@@ -87,8 +93,15 @@ impl GatewayHandler {
         }
     }
 
-    /// Answers a call of gRPC.
+    /// Answers a call of gRPC. If too many are in progress, it is refused at once: calls that wait would keep
+    /// the rest of those in progress on their connection from being received.
     async fn answer_call(&self, call: Request<Incoming>) -> Response<tonic::body::Body> {
+        let Ok(_permit) = self.calls.try_acquire() else {
+            let reason = Unavailable::Overloaded(self.limits.max_connections);
+            let status = Status::unavailable(reason.to_string());
+            self.record(&Checked::undecided(Outcome::Unavailable(reason)), Instant::now());
+            return status.into_http();
+        };
         let limits = CallLimits {
             message_bytes: self.limits.max_header_bytes.saturating_mul(MESSAGE_FACTOR),
             arrival: self.limits.idle_timeout,
@@ -188,6 +201,119 @@ impl Handler for GatewayHandler {
         });
         self.misconfigured.flush(|requests| {
             warn!(gateway, requests, "refused: more requests, because of the configuration");
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::rc::Rc;
+    use std::task::{Context, Poll};
+    use std::time::Duration;
+
+    use hyper::body::Frame;
+    use hyper::client::conn::http2::{self, SendRequest};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::io::duplex;
+    use tokio::sync::watch;
+    use tokio::task::{LocalSet, spawn_local};
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::connection::Connection;
+    use crate::credential::CredentialPlaces;
+    use crate::gateway::Gateway;
+    use crate::hint::{HintPlace, Hints};
+    use crate::identity::IdentityHeaders;
+    use crate::limits::UNREACHED;
+    use crate::rate_limit::RateLimitHeaders;
+    use crate::route::Routes;
+
+    /// A body that has an empty message, or does not end.
+    struct Body {
+        ends: bool,
+        is_sent: bool,
+    }
+
+    impl hyper::body::Body for Body {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match (self.is_sent, self.ends) {
+                (false, _) => {
+                    self.is_sent = true;
+                    Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 5])))))
+                }
+                (true, true) => Poll::Ready(None),
+                (true, false) => Poll::Pending,
+            }
+        }
+    }
+
+    fn handler() -> Rc<GatewayHandler> {
+        let rules = CheckRules {
+            gateway: Gateway::EnvoyGrpc,
+            path_prefix: String::new(),
+            credentials: CredentialPlaces::default(),
+            client_address: None,
+            hints: Hints { place: HintPlace::Context, kinds: Vec::new() },
+            request_id: None,
+            routes: Routes::new(Vec::new()),
+            identity: IdentityHeaders::new(Vec::new()),
+            rate_limits: RateLimitHeaders::default(),
+        };
+        let (client, metrics) = (Client::new("/nonexistent"), CompanionMetrics::default());
+        Rc::new(GatewayHandler::new("g".to_owned(), rules, client, None, UNREACHED, metrics))
+    }
+
+    async fn connect(handler: &Rc<GatewayHandler>, stop: &watch::Sender<bool>) -> SendRequest<Body> {
+        let (own, other) = duplex(1 << 10);
+        let handler = Rc::clone(handler);
+        let connection = Connection { peer: None, limits: UNREACHED, handler, stop: stop.subscribe() };
+        spawn_local(connection.serve(other));
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(own)).await;
+        let (sender, connection) = handshake.expect("a handshake");
+        spawn_local(async { _ = connection.await });
+        sender
+    }
+
+    fn call(ends: bool) -> Request<Body> {
+        let uri = "http://h/envoy.service.auth.v3.Authorization/Check";
+        let body = Body { ends, is_sent: false };
+        Request::builder().method("POST").uri(uri).body(body).expect("a request")
+    }
+
+    /// It is refused at once. Waiting, it would keep those in progress from being received.
+    #[test]
+    fn call_beyond_the_limit_is_refused() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        LocalSet::new().block_on(&runtime, async {
+            let (handler, (stop, _)) = (handler(), watch::channel(false));
+            let mut endless = connect(&handler, &stop).await;
+            let calls: Vec<_> = (0..UNREACHED.max_connections)
+                .map(|_| spawn_local(endless.send_request(call(false))))
+                .collect();
+            while handler.calls.available_permits() > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            let mut other = connect(&handler, &stop).await;
+            let status = async |sender: &mut SendRequest<Body>| {
+                let reply = sender.send_request(call(true)).await.expect("a reply");
+                reply.headers().get("grpc-status").map(|status| status.as_bytes().to_vec())
+            };
+            assert_eq!(status(&mut other).await, Some(b"14".to_vec()));
+            calls.iter().for_each(|call| call.abort());
+            while handler.calls.available_permits() < UNREACHED.max_connections {
+                sleep(Duration::from_millis(1)).await;
+            }
+            // The status of a call that was answered follows its message.
+            assert_eq!(status(&mut other).await, None);
         });
     }
 }

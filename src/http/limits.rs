@@ -11,8 +11,8 @@ pub const MIN_HEADER_BYTES: usize = 8 << 10;
 /// The bounds of one listener, and of each of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
-    /// Connections beyond it wait to be accepted. It is also the number of requests of HTTP/2 at the same
-    /// moment, on all connections.
+    /// Connections beyond it wait to be accepted. It is also the number of requests of HTTP/2 in progress on
+    /// all connections; further ones are refused.
     pub max_connections: usize,
     /// Bytes of the first line and the headers of a request, at least [`MIN_HEADER_BYTES`].
     pub max_header_bytes: usize,

@@ -39,6 +39,9 @@ pub enum Unavailable {
     /// It has no keys yet, or too old ones.
     #[error("keyward has no keys that it may decide by ({})", .0.verdict().name())]
     NotReady(Decision),
+    /// It was not asked, because too many requests are in progress.
+    #[error("more than {0} requests are in progress, which `server.max_connections` allows a thread")]
+    Overloaded(usize),
 }
 
 /// Why a request was refused before the daemon was asked.
@@ -119,7 +122,7 @@ impl Outcome {
         match self {
             Self::Allowed(decision) | Self::Denied(decision) => decision.verdict().name(),
             Self::Unavailable(Unavailable::NotReady(decision)) => decision.verdict().name(),
-            Self::Unavailable(Unavailable::NoAnswer(_)) => "UNAVAILABLE",
+            Self::Unavailable(Unavailable::NoAnswer(_) | Unavailable::Overloaded(_)) => "UNAVAILABLE",
             Self::FailedOpen(_) => "FAILED_OPEN",
             Self::Open => "OPEN",
             Self::Preflight => "PREFLIGHT",

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use keyward_service::log_limit::LogLimit;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tracing::warn;
@@ -43,7 +43,6 @@ pub async fn serve(
     stop: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
-    let requests = Rc::new(Semaphore::new(limits.max_connections));
     let mut stopping = pin!(stopped(stop.clone()));
     let log_limit = LogLimit::default();
     let mut seconds = interval(Duration::from_secs(1));
@@ -54,8 +53,8 @@ pub async fn serve(
             _ = seconds.tick() => handler.each_second(),
             accepted = listener.accept(), if connections.len() < limits.max_connections => match accepted {
                 Ok(accepted) => {
-                    let (handler, requests) = (Rc::clone(&handler), Rc::clone(&requests));
-                    let connection = Connection { peer: None, limits, handler, requests, stop: stop.clone() };
+                    let handler = Rc::clone(&handler);
+                    let connection = Connection { peer: None, limits, handler, stop: stop.clone() };
                     connections.spawn_local(accepted.serve(connection));
                 }
                 Err(error) => {

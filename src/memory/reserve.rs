@@ -6,7 +6,6 @@
 //! Small allocations in between are covered by the reserve: the global allocator releases it before
 //! it fails, and the load notices that the reserve is gone.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -87,53 +86,10 @@ impl Reserve {
     }
 }
 
-/// The system allocator, which releases the [reserve](ensure_reserve) and tries again before it
-/// fails.
-struct ReservingAllocator;
-
-#[global_allocator]
-static GLOBAL: ReservingAllocator = ReservingAllocator;
-
+/// Releases the reserve, so that a small allocation succeeds.
 #[cold]
-fn retry(allocate: impl FnOnce() -> *mut u8) -> *mut u8 {
+pub(crate) fn release_reserve() {
     RESERVE.release();
-    allocate()
-}
-
-// SAFETY: Every method calls the same method of `System`, and calls it again if it failed. Blocks
-// come from `System` and are returned to it, and a failed `realloc` leaves its block unchanged. No
-// method unwinds: releasing the reserve is one system call.
-unsafe impl GlobalAlloc for ReservingAllocator {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: The caller guarantees that the size of the layout is not zero, as `System`
-        // requires.
-        let allocate = || unsafe { System.alloc(layout) };
-        let block = allocate();
-        if block.is_null() { retry(allocate) } else { block }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: The caller guarantees that the size of the layout is not zero, as `System`
-        // requires.
-        let allocate = || unsafe { System.alloc_zeroed(layout) };
-        let block = allocate();
-        if block.is_null() { retry(allocate) } else { block }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: The caller passes a block from this allocator and so from `System`, its layout,
-        // and a size that `System` accepts. The second call happens only if the first left the
-        // block unchanged.
-        let allocate = || unsafe { System.realloc(block, layout, size) };
-        let grown = allocate();
-        if grown.is_null() { retry(allocate) } else { grown }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: The caller passes a block from this allocator and so from `System`, and its
-        // layout.
-        unsafe { System.dealloc(block, layout) }
-    }
 }
 
 #[cfg(test)]

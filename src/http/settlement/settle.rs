@@ -27,7 +27,7 @@ pub(super) async fn settle(
 pub(super) fn may_be_done(unavailable: &Unavailable) -> bool {
     match unavailable {
         Unavailable::NoAnswer(error) => error.may_have_been_charged(),
-        Unavailable::NotReady(_) => false,
+        Unavailable::NotReady(_) | Unavailable::Overloaded(_) => false,
     }
 }
 

@@ -10,6 +10,7 @@ use super::streams::Streams;
 use keyward_http::companion::{self, RunError, Signals};
 use keyward_http::config::Config;
 use keyward_http::endpoint::EndpointError;
+use keyward_memory::wipe_freed_memory;
 use keyward_service::log::{FLUSH_TIMEOUT, Log};
 use keyward_service::passed_sockets;
 
@@ -42,6 +43,8 @@ impl Http {
             streams.note(format_args!("the configuration is valid; gateways: {}", names.join(", ")));
             return Ok(Exit::Done);
         }
+        // The buffers of hyper and tonic have keys in them, and are freed without being wiped.
+        wipe_freed_memory();
         let os_error = |error| CliError::new(Exit::Denied, format_args!("cannot start: {error}"));
         let signals = Signals::catch().map_err(os_error)?;
         let log = Log::start(stderr()).map_err(os_error)?;

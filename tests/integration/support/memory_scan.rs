@@ -1,10 +1,8 @@
-//! Searches a daemon's memory for secrets.
+//! Searches the memory of a process for secrets.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-
-use super::Daemon;
 
 /// Bytes of a fragment. Shorter ones would match by chance.
 const FRAGMENT: usize = 8;
@@ -22,9 +20,8 @@ const MARGIN: usize = 64;
 pub(crate) struct MemoryDump(Vec<(u64, Vec<u8>)>);
 
 impl MemoryDump {
-    /// The writable memory of the daemon. Only root may read it.
-    pub(crate) fn of(daemon: &Daemon) -> Self {
-        let pid = daemon.pid();
+    /// The writable memory of a process. Only root may read it.
+    pub(crate) fn of(pid: u32) -> Self {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("root may read it");
         let mem = File::open(format!("/proc/{pid}/mem")).expect("root may read it");
         let is_writable =

@@ -19,6 +19,10 @@ impl Process {
         Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Ends the process with `signal`, and waits.
     pub(crate) fn end(&mut self, signal: Signal) {
         if self.0.try_wait().expect("its state").is_none() {
