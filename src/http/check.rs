@@ -244,7 +244,9 @@ mod tests {
 
     use http::{HeaderName, HeaderValue};
     use keyward_client::{DaemonError, FieldTooLongError, Options};
-    use keyward_protocol::Answer;
+    use keyward_protocol::{Answer, CREDENTIAL_DIGEST, Welcome};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
     use tokio::time::sleep;
 
     use super::*;
@@ -392,12 +394,33 @@ mod tests {
     /// A repeated check waits for the first one, and is decided by the deadline all the same.
     #[tokio::test(start_paused = true)]
     async fn deadline_includes_the_time_that_a_repeated_check_waits() {
-        const DEADLINE: Duration = Duration::from_secs(10);
-        const LATER: Duration = Duration::from_secs(4);
+        // The client gives a connection up a second after a missed deadline.
+        const DEADLINE: Duration = Duration::from_millis(500);
+        const LATER: Duration = Duration::from_millis(200);
         let directory = tempfile::TempDir::new().expect("a directory");
         let socket = directory.path().join("socket");
-        // It accepts no connection.
-        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("binds");
+        let listener = UnixListener::bind(&socket).expect("binds");
+        // A daemon that hangs after its WELCOME.
+        let daemon = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut hello = [0; 14];
+            stream.read_exact(&mut hello).await.expect("HELLO");
+            let mut welcome = Vec::new();
+            Welcome {
+                request_id: u32::from_le_bytes([hello[8], hello[9], hello[10], hello[11]]),
+                version: 1,
+                min_version: 1,
+                max_version: 1,
+                credentials: CREDENTIAL_DIGEST,
+                max_length: 4096,
+                idle_timeout_ms: 0,
+                generation: 1,
+                server: "",
+            }
+            .encode(&mut welcome);
+            stream.write_all(&welcome).await.expect("writes");
+            std::future::pending::<()>().await;
+        });
         let client = Client::with_options(Options::new(&socket).deadline(DEADLINE));
         let charged = ChargedRequests::new(DEADLINE, DEADLINE, RepetitionMetrics::default());
         let name = HeaderName::from_static("x-request-id");
@@ -415,6 +438,7 @@ mod tests {
         for checked in <[_; 2]>::from(tokio::join!(check(), repeated)) {
             assert!(matches!(checked.outcome, Outcome::Unavailable(_)), "{:?}", checked.outcome);
         }
-        assert!(start.elapsed() < LATER + DEADLINE + Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(start.elapsed() < LATER + DEADLINE + LATER / 2, "{:?}", start.elapsed());
+        daemon.abort();
     }
 }
