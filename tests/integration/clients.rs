@@ -60,6 +60,47 @@ fn python_client_is_typed() {
     mypy(&["--python-version", "3.9", "--exclude", "fastapi|django"]);
 }
 
+/// Node.js with the packages that `tests/run` has installed.
+fn node(program: &str) -> (Command, PathBuf) {
+    let packages = PathBuf::from(std::env::var_os("KEYWARD_NODE").expect("tests/run sets it"));
+    let mut command = Command::new(program);
+    command.env("NODE_PATH", &packages).current_dir(client("node"));
+    (command, packages)
+}
+
+#[test]
+#[ignore = "needs Node.js and packages of npm"]
+fn node_client_passes_its_own_tests() {
+    let tests = ["frames", "faults", "http"].map(|name| format!("test/{name}.test.js"));
+    let output = node("node").0.arg("--test").args(tests).output().expect("node runs");
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && report.contains("\n# fail 0\n"), "{report}");
+    assert!(report.contains("\n# skipped 0\n"), "a package is missing: tests/run installs it\n{report}");
+}
+
+#[test]
+#[ignore = "needs Node.js and packages of npm"]
+fn node_client_is_typed() {
+    let (mut compiler, packages) = node("node");
+    let directory = TempDir::new().expect("a directory");
+    let client = client("node");
+    let files = ["test/types.ts", "src/index.d.ts", "src/index.d.mts"].map(|file| client.join(file));
+    let config = serde_json::json!({
+        "extends": client.join("tsconfig.json"),
+        "compilerOptions": {
+            "typeRoots": [packages.join("@types")],
+            "paths": {
+                "keyward": [client.join("src/index.d.ts")],
+                "*": [packages.join("@types/*"), packages.join("*")],
+            },
+        },
+        "files": files,
+    });
+    let file = directory.path().join("tsconfig.json");
+    std::fs::write(&file, config.to_string()).expect("writes");
+    assert_succeeds(compiler.arg(packages.join("typescript/bin/tsc")).arg("-p").arg(file));
+}
+
 /// A server with the working directory of the Python client's applications.
 fn serve(daemon: &Daemon, directory: &TempDir, arguments: &[&str]) -> (Process, u16) {
     let port = free_port();

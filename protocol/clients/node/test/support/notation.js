@@ -6,6 +6,7 @@ const fs = require('node:fs')
 const path = require('node:path')
 const { frame } = require('../../src/frames.js')
 
+const RATE_LIMITED = 14
 const VECTORS = path.join(__dirname, '../../../../vectors')
 
 /** JSON whose integers are exact: those beyond 2^53 become a BigInt. */
@@ -51,9 +52,13 @@ function welcome (requestId, { version = 1, credentials = 3, idleTimeoutMs = 60_
   return frame(0x81, 0, requestId, Buffer.concat([fields, text8('keyward/test')]))
 }
 
-function answer (requestId, { verdict = 0, owner = 'owner' } = {}) {
-  const fields = integers([1, verdict], [8, 7], [4, 0], [4, 0], [4, 0], [4, 0])
-  return frame(0x82, 0, requestId, Buffer.concat([fields, text8('key'), text8(owner), Buffer.alloc(3)]))
+/** With `limited`, a limit of 10 decided, and is full again in 29.001 s. */
+function answer (requestId, { verdict = 0, owner = 'owner', limited = false } = {}) {
+  const retryMs = verdict === RATE_LIMITED ? 1001 : 0
+  const limit = limited ? [[4, 10], [4, 9], [4, retryMs], [4, 29_001]] : [[4, 0], [4, 0], [4, 0], [4, 0]]
+  const fields = integers([1, verdict], [8, 7], ...limit)
+  const texts = ['key', owner, '', '', limited ? 'per minute' : ''].map(text8)
+  return frame(0x82, 0, requestId, Buffer.concat([fields, ...texts]))
 }
 
 function error (requestId, code, detail = 0, closing = false) {
