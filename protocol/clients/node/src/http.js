@@ -4,6 +4,7 @@
 
 const { STATUS_CODES } = require('node:http')
 const { InvalidRequestError, KeywardError, UnavailableError } = require('./errors.js')
+const { scopeNames } = require('./request.js')
 
 const UNAVAILABLE = 'API keys cannot be checked at the moment.'
 const MISCONFIGURED = 'The service is not configured correctly.'
@@ -172,7 +173,8 @@ class Guard {
     this.#client = client
     this.#credentials = new Credentials(credentials)
     this.#failOpen = failOpen
-    this.#needs = needs
+    // An iterator would be empty for the second request.
+    this.#needs = { ...needs, scopes: scopeNames(needs.scopes), anyScope: scopeNames(needs.anyScope) }
     this.#log = log
   }
 
@@ -223,7 +225,7 @@ class Guard {
       return new Problem(401, code, INVALID[code], { ...this.#credentials.challenge('invalid_token'), ...headers })
     }
     if (code === 'MISSING_SCOPE') {
-      const scopes = [this.#needs.scopes ?? this.#needs.anyScope ?? []].flat()
+      const scopes = this.#needs.scopes ?? this.#needs.anyScope ?? []
       Object.assign(headers, this.#credentials.challenge('insufficient_scope', scopes))
     }
     if (code in FORBIDDEN) return new Problem(403, code, FORBIDDEN[code], headers)

@@ -101,9 +101,13 @@ function encode (field, value, max = Infinity) {
   return bytes
 }
 
+/** Scopes as an array, which may be given as a single string. */
+function scopeNames (scopes) {
+  return scopes === undefined ? undefined : typeof scopes === 'string' ? [scopes] : [...scopes]
+}
+
 function addScopes ({ scopes, anyScope }, tail) {
-  const list = (value) => (value === undefined ? [] : typeof value === 'string' ? [value] : [...value])
-  const [all, any] = [list(scopes), list(anyScope)]
+  const [all, any] = [scopeNames(scopes) ?? [], scopeNames(anyScope) ?? []]
   if (all.length > 0 && any.length > 0) throw new InvalidRequestError('scopes and anyScope exclude each other')
   if (anyScope !== undefined && any.length === 0) {
     throw new InvalidRequestError('anyScope has no scope: one of none cannot be had')
@@ -172,4 +176,4 @@ function addCosts (costs, tail) {
   return FLAG.COSTS
 }
 
-module.exports = { Hello, Request, adjustment, verify }
+module.exports = { Hello, Request, adjustment, scopeNames, verify }

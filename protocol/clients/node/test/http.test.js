@@ -39,18 +39,18 @@ async function decide (connection) {
 const FRAMEWORKS = {
   node: (client, options) => {
     const guard = keyward.express(client, { clientAddress: (req) => req.socket.remoteAddress, ...options })
-    return http.createServer((req, res) => guard(req, res, () => res.end(req.keyward?.owner ?? 'nobody')))
+    return http.createServer((req, res) => guard(req, res, () => res.end(req.keyward?.owner ?? 'anonymous')))
   },
   express: (client, options) => {
     const app = installed('express')()
     app.use(keyward.express(client, options))
-    app.get('/', (req, res) => { res.send(req.keyward?.owner ?? 'nobody') })
+    app.get('/', (req, res) => { res.send(req.keyward?.owner ?? 'anonymous') })
     return http.createServer(app)
   },
   fastify: async (client, options) => {
     const fastify = installed('fastify')()
     fastify.addHook('onRequest', keyward.fastify(client, options))
-    fastify.get('/', (request) => request.keyward?.owner ?? 'nobody')
+    fastify.get('/', (request) => request.keyward?.owner ?? 'anonymous')
     await fastify.ready()
     return fastify.server
   },
@@ -58,7 +58,7 @@ const FRAMEWORKS = {
     const { Hono } = installed('hono')
     const app = new Hono()
     app.use(keyward.hono(client, { clientAddress: (c) => c.env.address, ...options }))
-    app.get('/', (c) => c.text(c.get('keyward')?.owner ?? 'nobody'))
+    app.get('/', (c) => c.text(c.get('keyward')?.owner ?? 'anonymous'))
     // The Fetch API on Node's server.
     return http.createServer(async (req, res) => {
       const headers = new Headers()
@@ -172,7 +172,7 @@ for (const [name, create] of Object.entries(FRAMEWORKS)) {
     assert.equal(closed.logged.length, 1)
     const open = await start(t, { failOpen: true }, '/nonexistent')
     const { status, body } = await open.get(key)
-    assert.deepEqual([status, body], [200, 'nobody'])
+    assert.deepEqual([status, body], [200, 'anonymous'])
     assert.match(open.logged[0], /WITHOUT A CHECK/)
     // A request without a key is refused all the same.
     assert.equal((await open.get({})).status, 401)
@@ -181,8 +181,10 @@ for (const [name, create] of Object.entries(FRAMEWORKS)) {
   })
 
   test(`${name}: the daemon learns scopes, address and origin`, async (t) => {
-    const { peer, get } = await withPeer(t, { scopes: ['s:1'] })
+    // An iterator: every request needs its scopes, and not only the first.
+    const { peer, get } = await withPeer(t, { scopes: ['s:1'].values() })
     if (get === undefined) return
+    await get({ 'x-api-key': 'ALLOWED' })
     await get({ 'x-api-key': 'ALLOWED', origin: 'https://a.example' })
     const { body } = peer.requests.at(-1)
     for (const part of ['s:1', 'https://a.example', Buffer.from([0xff, 0xff, 127, 0, 0, 1])]) {

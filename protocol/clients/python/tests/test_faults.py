@@ -384,6 +384,8 @@ class Faults:
             {"scopes": ["a b"]},
             {"scopes": [""]},
             {"scopes": ["a"], "any_scope": ["b"]},
+            {"any_scope": []},
+            {"any_scope": iter(())},
             {"scopes": ["x" * 1025]},
             {"ip": "10.0.0"},
             {"environment": "x" * 65},
@@ -398,6 +400,9 @@ class Faults:
         for method in ("refund", "debit"):
             with self.assertRaises(keyward.InvalidRequestError):
                 client.call(method, "key")
+        for key in (None, 5, "\ud800"):
+            with self.assertRaises(keyward.InvalidRequestError):
+                client.call("verify", key)
         self.assertEqual(peer.requests, [])
 
     def test_concurrent_callers_get_their_own_answers(self) -> None:

@@ -26,7 +26,7 @@ def encoded(fields: dict[str, Any]) -> bytes:
     costs = {to_text(pair["name"]): pair["cost"] for pair in fields.get("costs", [])} or None
     if fields["kind"] == "VERIFY":
         scopes = to_text(fields["scopes"]).split(" ") if "scopes" in fields else []
-        any_of, all_of = (scopes, ()) if "ANY_SCOPE" in flags else ((), scopes)
+        any_of, all_of = (scopes, ()) if "ANY_SCOPE" in flags else (None, scopes)
         request = _request.verify(
             key,
             all_of,

@@ -112,7 +112,7 @@ class Interfaces:
             self.assertEqual(self.get(key).status, 503)
         with self.assertLogs("keyward", logging.WARNING) as logs:  # type: ignore[attr-defined]
             response = self.get(key, fail_open=True)
-        self.assertEqual((response.status, response.body), (200, b"nobody"))
+        self.assertEqual((response.status, response.body), (200, b"anonymous"))
         self.assertIn("WITHOUT A CHECK", logs.output[0])
         # A request without a key is refused all the same.
         self.assertEqual(self.get(fail_open=True).status, 401)
@@ -121,6 +121,12 @@ class Interfaces:
         with self.assertLogs("keyward", logging.ERROR):  # type: ignore[attr-defined]
             response = self.get(("X-API-Key", "ALLOWED"), scopes=["no scope"], fail_open=True)
         self.assertEqual(response.status, 500)
+
+    def test_scopes_of_an_iterator_are_needed_by_every_request(self) -> None:
+        needs = Needs(scopes=iter(["s:1"]))
+        headers = [(b"x-api-key", b"a")]
+        for _ in range(2):
+            self.assertEqual(Guard().question(needs, headers, None)["scopes"], ("s:1",))
 
     def test_daemon_learns_scopes_address_and_origin(self) -> None:
         self.get(("X-API-Key", "ALLOWED"), ("Origin", "https://a.example"), scopes=["s:1"], peer="10.1.2.3")
@@ -135,7 +141,7 @@ class Asgi(Interfaces, unittest.TestCase):
         async def app(scope: Any, receive: Any, send: Any) -> None:
             decision = scope["state"]["keyward"]
             await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": (decision.owner if decision else "nobody").encode()})
+            await send({"type": "http.response.body", "body": (decision.owner if decision else "anonymous").encode()})
 
         sent: list[Any] = []
 
@@ -190,7 +196,7 @@ class Wsgi(Interfaces, unittest.TestCase):
         def app(environ: Any, start_response: Any) -> Any:
             decision = environ["keyward.decision"]
             start_response("200 OK", [("Content-Type", "text/plain")])
-            return [(decision.owner if decision else "nobody").encode()]
+            return [(decision.owner if decision else "anonymous").encode()]
 
         environ = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers}
         if peer:
@@ -220,7 +226,7 @@ class FastApi(Interfaces, unittest.TestCase):
 
         @app.get("/", response_class=PlainTextResponse)
         async def owner(decision=Depends(require_key)) -> str:  # type: ignore[no-untyped-def]
-            return decision.owner if decision else "nobody"
+            return decision.owner if decision else "anonymous"
 
         with TestClient(app, client=(peer or "testclient", 1) if peer else ("127.0.0.1", 1)) as client:
             response = client.get("/", headers=list(headers))
@@ -254,7 +260,7 @@ class Django(Interfaces, unittest.TestCase):
         import keyward.django
 
         def owner(request: Any) -> HttpResponse:
-            return HttpResponse(request.keyward.owner if request.keyward else "nobody")
+            return HttpResponse(request.keyward.owner if request.keyward else "anonymous")
 
         async def aowner(request: Any) -> HttpResponse:
             return owner(request)

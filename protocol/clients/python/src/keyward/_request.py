@@ -39,7 +39,9 @@ class Request:
 
     def __init__(self, kind: int, key: Key, flags: int, cost: int, tail: bytes, is_peek: bool) -> None:
         self.kind = kind
-        self.key = key.encode() if isinstance(key, str) else bytes(key)
+        if not isinstance(key, (str, bytes, bytearray, memoryview)):
+            raise InvalidRequestError(f"the key is of the type {type(key).__name__}, and neither text nor bytes")
+        self.key = _encode("the key", key) if isinstance(key, str) else bytes(key)
         self.flags = flags
         self.head = frames.u32(cost)
         self.tail = tail
@@ -63,7 +65,7 @@ class Request:
 def verify(
     key: Key,
     scopes: Iterable[str],
-    any_scope: Iterable[str],
+    any_scope: Iterable[str] | None,
     cost: int,
     costs: Mapping[str, int] | None,
     ip: Address | None,
@@ -73,9 +75,7 @@ def verify(
     balances: bool,
 ) -> Request:
     """A VERIFY."""
-    flags, tail = 0, b""
-    if scopes or any_scope:
-        flags, tail = _scopes(scopes, any_scope)
+    flags, tail = _scopes(scopes, any_scope)
     if ip is not None:
         flags |= RequestFlag.IP
         tail += _address(ip)
@@ -116,27 +116,33 @@ def _encode(field: str, value: str, max_bytes: int | None = None) -> bytes:
     try:
         encoded = value.encode()
     except UnicodeEncodeError:
-        raise InvalidRequestError(f"{field} {value!r} is not Unicode: it has a surrogate") from None
+        # The value may be a key.
+        raise InvalidRequestError(f"{field} is not Unicode: it has a surrogate") from None
     if max_bytes is not None and len(encoded) > max_bytes:
         raise InvalidRequestError(f"{field} is {len(encoded)} bytes long, and not at most {max_bytes}")
     return encoded
 
 
-def _scopes(all_of: Iterable[str], any_of: Iterable[str]) -> tuple[int, bytes]:
-    if all_of and any_of:
-        raise InvalidRequestError("scopes and any_scope exclude each other")
-    scopes = all_of or any_of
-    # The letters of a text are no scopes.
-    names = [scopes] if isinstance(scopes, str) else list(scopes)
+def _scopes(all_of: Iterable[str], any_of: Iterable[str] | None) -> tuple[int, bytes]:
+    names, alternatives = scope_names(all_of), None if any_of is None else scope_names(any_of)
+    if alternatives is not None:
+        if names:
+            raise InvalidRequestError("scopes and any_scope exclude each other")
+        if not alternatives:
+            raise InvalidRequestError("any_scope has no scope: one of none cannot be had")
+        names = alternatives
+    if not names:
+        return 0, b""
     for name in names:
         if not name or " " in name:
             raise InvalidRequestError(f"{name!r} is no scope: it is empty, or has a space")
-    if not names:
-        if any_of:
-            raise InvalidRequestError("any_scope has no scope: one of none cannot be had")
-        return 0, b""
-    flags = RequestFlag.SCOPES | (RequestFlag.ANY_SCOPE if any_of else 0)
+    flags = RequestFlag.SCOPES if alternatives is None else RequestFlag.SCOPES | RequestFlag.ANY_SCOPE
     return flags, frames.text16(_encode("scopes", " ".join(names), frames.MAX_SCOPES))
+
+
+def scope_names(scopes: Iterable[str]) -> tuple[str, ...]:
+    """Scopes, which may be a single text. Its letters are no scopes."""
+    return (scopes,) if isinstance(scopes, str) else tuple(scopes)
 
 
 def _address(ip: Address) -> bytes:

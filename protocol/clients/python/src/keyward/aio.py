@@ -293,7 +293,7 @@ class Client:
         key: Key,
         *,
         scopes: Iterable[str] = (),
-        any_scope: Iterable[str] = (),
+        any_scope: Iterable[str] | None = None,
         cost: int = 1,
         costs: Mapping[str, int] | None = None,
         ip: Address | None = None,
@@ -410,10 +410,15 @@ class Client:
         if self._connecting is None or self._connecting.done():
             wait = self._back_off.wait(monotonic(), end)
             self._connecting = asyncio.get_running_loop().create_task(self._connect(wait))
+            # Its callers may all have given up.
+            self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         connecting = self._connecting
         done, _ = await asyncio.wait({connecting}, timeout=end - monotonic())
         if not done:
             raise DeadlineError(deadline, maybe_charged=False)
+        if connecting.cancelled():
+            # The client was closed.
+            raise ConnectionLostError(maybe_charged=False)
         return connecting.result()
 
     async def _connect(self, wait: float) -> _Pipeline:

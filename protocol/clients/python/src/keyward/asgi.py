@@ -13,7 +13,7 @@ from typing import Any, Callable, Union
 from .aio import Client
 from .decision import Decision
 from .errors import KeywardError
-from .http import ClientAddress, Credentials, Guard, Needs, Problem, rate_limit_headers
+from .http import ClientAddress, Credentials, Guard, Needs, Problem, needs_of, rate_limit_headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -54,12 +54,9 @@ class KeywardMiddleware:
         :param client_address: the address that a request came from; ``None`` denies keys with networks
         :param options: what requests need, as the parameters of :class:`keyward.http.Needs`
         """
-        if needs is not None and options:
-            raise TypeError(f"needs and {', '.join(options)} exclude each other")
-        fixed = Needs(**options)
         self._app = app
         self._client = client if isinstance(client, Client) else Client(client) if client else Client()
-        self._needs: NeedsOf = needs or (lambda _: fixed)
+        self._needs: NeedsOf = needs_of(needs, options)
         self._guard = Guard(credentials)
         self._client_address = client_address
 

@@ -31,6 +31,9 @@ _RECEIVE_BYTES = 4096
 
 _Response = Union[Welcome, Decision, Refusal]
 
+#: Python 3.9 has two.
+_TIMEOUTS = (TimeoutError, socket.timeout)
+
 
 class _Repeatable(Exception):
     """The daemon has not processed the request: it can be sent again, on another connection."""
@@ -81,7 +84,7 @@ class _Connection:
             while sent < len(data):
                 self._set_timeout(end, deadline)
                 sent += self._socket.send(data[sent:] if sent else data)
-        except TimeoutError:
+        except _TIMEOUTS:
             raise DeadlineError(deadline, maybe_charged=sent > 0) from None
         except OSError as error:
             # The daemon may have said why before it ended the connection.
@@ -111,7 +114,7 @@ class _Connection:
             try:
                 self._set_timeout(end, deadline)
                 data = self._socket.recv(_RECEIVE_BYTES)
-            except TimeoutError:
+            except _TIMEOUTS:
                 raise DeadlineError(deadline, maybe_charged=True) from None
             except OSError:
                 data = b""
@@ -178,7 +181,7 @@ class Client:
         key: Key,
         *,
         scopes: Iterable[str] = (),
-        any_scope: Iterable[str] = (),
+        any_scope: Iterable[str] | None = None,
         cost: int = 1,
         costs: Mapping[str, int] | None = None,
         ip: Address | None = None,
@@ -192,7 +195,7 @@ class Client:
 
         :param key: the key as its holder presents it; a text is sent as UTF-8
         :param scopes: scopes that the key needs, all of them
-        :param any_scope: scopes of which the key needs one
+        :param any_scope: scopes of which the key needs one; at least one
         :param cost: what to charge each limit that ``costs`` does not name; 0 asks without charging
         :param costs: what to charge limits by their names
         :param ip: the address that the request came from

@@ -14,10 +14,10 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Any, Literal, NamedTuple, Union
+from typing import Any, Callable, Literal, NamedTuple, Union
 from urllib.parse import quote
 
-from ._request import Address
+from ._request import Address, scope_names
 from .decision import Decision, Verdict
 from .errors import InvalidRequestError, KeywardError, UnavailableError
 
@@ -167,7 +167,7 @@ class Needs:
         self,
         *,
         scopes: Iterable[str] = (),
-        any_scope: Iterable[str] = (),
+        any_scope: Iterable[str] | None = None,
         cost: int = 1,
         costs: Mapping[str, int] | None = None,
         environment: str | None = None,
@@ -180,7 +180,9 @@ class Needs:
         :param fail_open: whether requests are let through while the daemon cannot be asked. They have
             no decision then, and a warning about once a second says how many there were
         """
-        self.scopes, self.any_scope = _names(scopes), _names(any_scope)
+        # An iterator would be empty for the second request.
+        self.scopes = scope_names(scopes)
+        self.any_scope = None if any_scope is None else scope_names(any_scope)
         self.fail_open = fail_open
         self.options: dict[str, Any] = {
             "scopes": self.scopes,
@@ -193,8 +195,12 @@ class Needs:
         }
 
 
-def _names(scopes: Iterable[str]) -> tuple[str, ...]:
-    return (scopes,) if isinstance(scopes, str) else tuple(scopes)
+def needs_of(needs: Callable[[Any], Needs | None] | None, options: dict[str, Any]) -> Callable[[Any], Needs | None]:
+    """What a middleware asks of each request: the function, or the same for all by the options."""
+    if needs is not None and options:
+        raise TypeError(f"needs and {', '.join(options)} exclude each other")
+    fixed = Needs(**options)
+    return needs or (lambda _: fixed)
 
 
 class Guard:
@@ -260,7 +266,7 @@ class Guard:
             challenge = self.credentials.challenge("invalid_token")
             return Problem(401, code, _INVALID[verdict], [challenge, *headers])
         if verdict == Verdict.MISSING_SCOPE:
-            headers.append(self.credentials.challenge("insufficient_scope", needs.scopes or needs.any_scope))
+            headers.append(self.credentials.challenge("insufficient_scope", needs.scopes or needs.any_scope or ()))
         if verdict in _FORBIDDEN:
             return Problem(403, code, _FORBIDDEN[verdict], headers)
         if verdict == Verdict.RATE_LIMITED:
